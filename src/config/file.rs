@@ -1,0 +1,291 @@
+//! The configuration file, key by key.
+//!
+//! These types mirror the YAML and nothing else: they know defaults and spelling, not meaning.
+//! `validate.rs` turns them into a `Config`, which can only hold what runs. Unknown keys are
+//! errors everywhere.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::Deserialize;
+
+/// One value or a list of them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMany {
+    /// A single value.
+    One(String),
+    /// A list.
+    Many(Vec<String>),
+}
+
+impl OneOrMany {
+    pub(super) fn into_vec(self) -> Vec<String> {
+        match self {
+            OneOrMany::One(one) => vec![one],
+            OneOrMany::Many(many) => many,
+        }
+    }
+}
+
+macro_rules! section {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $field:ident : $ty:ty = $default:expr,)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct $name { $($(#[$doc])* pub $field: $ty,)* }
+        impl Default for $name {
+            fn default() -> Self { Self { $($field: $default,)* } }
+        }
+    };
+}
+
+section! {
+    /// The whole file.
+    File {
+        /// Addresses of the proxy, plain HTTP/1.1 and h2c.
+        listen: Option<OneOrMany> = None,
+        /// The proxy over TLS, ALPN h2 and http/1.1.
+        tls: Option<Tls> = None,
+        /// Worker threads of the proxy; 0 means one per core.
+        threads: usize = 0,
+        /// The fleet.
+        workers: Vec<Worker> = Vec::new(),
+        /// Admin listener.
+        admin: Listener = Listener::default(),
+        /// Prometheus listener.
+        metrics: Listener = Listener::default(),
+        /// Report listener.
+        reports: Reports = Reports::default(),
+        /// Policy of every model that names none.
+        policy: String = "prefix-aware".to_owned(),
+        /// Whether the request header `X-Router-Policy` may choose another policy.
+        policy_override: bool = false,
+        /// Constants of the policies.
+        policy_params: PolicyParams = PolicyParams::default(),
+        /// Per-model settings, by model name.
+        models: BTreeMap<String, Model> = BTreeMap::new(),
+        /// Header that names a session, for `session-affinity`.
+        session_header: String = "x-session-id".to_owned(),
+        /// Header that names a tenant; tenants never share prefixes.
+        tenant_header: Option<String> = None,
+        /// Whether a client's own X-Request-Id is kept.
+        trust_request_id: bool = false,
+        /// Bounds.
+        limits: Limits = Limits::default(),
+        /// Clocks.
+        timeouts: Timeouts = Timeouts::default(),
+        /// Active health checks.
+        health: Health = Health::default(),
+        /// Passive breaker.
+        breaker: Breaker = Breaker::default(),
+        /// Prefix indexes.
+        index: Index = Index::default(),
+        /// TLS towards workers.
+        upstream_tls: UpstreamTls = UpstreamTls::default(),
+        /// Logs.
+        log: Log = Log::default(),
+    }
+}
+
+/// The TLS listener.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// Address.
+    pub listen: String,
+    /// Certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+}
+
+/// One worker.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Worker {
+    /// Unique name; the value of X-Router-Backend.
+    pub id: String,
+    /// `http://host:port` or `https://host:port`.
+    pub url: String,
+    /// Models it serves; absent = learned from its /v1/models; `["*"]` = takes any.
+    #[serde(default)]
+    pub models: Option<Vec<String>>,
+    /// Share of traffic relative to others.
+    #[serde(default = "one")]
+    pub weight: f64,
+    /// Overrides `limits.inflight_max`.
+    #[serde(default)]
+    pub inflight_max: Option<u32>,
+    /// KV cache size in tokens, when known; overrides `index.cache_tokens`.
+    #[serde(default)]
+    pub cache_tokens: Option<u64>,
+    /// Overrides `health.path`.
+    #[serde(default)]
+    pub health_path: Option<String>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// Per-model settings.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// Policy for this model.
+    pub policy: Option<String>,
+    /// Constants of the policies for this model; absent keys keep the top-level values.
+    pub policy_params: Option<PolicyParams>,
+}
+
+section! {
+    /// A listener that is off unless it has an address.
+    Listener {
+        /// Address.
+        listen: Option<String> = None,
+    }
+}
+
+section! {
+    /// The report listener.
+    Reports {
+        /// Address; absent = off.
+        listen: Option<String> = None,
+        /// Bearer token reporters must send.
+        token: Option<String> = None,
+        /// Largest report body, bytes.
+        body_bytes_max: usize = 8 << 20,
+        /// Batches waiting to be applied.
+        queue_batches_max: usize = 1024,
+        /// Whether workers unknown to this file may join by heartbeat.
+        join: bool = false,
+        /// Workers that may have joined at any time.
+        joined_workers_max: usize = 1024,
+        /// Lease of a joined worker whose heartbeat names none, seconds.
+        lease_s: u64 = 15,
+    }
+}
+
+section! {
+    /// Constants of the policies.
+    PolicyParams {
+        /// Price of one running decode, in prefill tokens (`prefix-aware`).
+        decode_tokens: Option<f64> = None,
+        /// Price of one waiting request, in prefill tokens (`prefix-aware`).
+        request_tokens: Option<f64> = None,
+        /// Weight of the matched share (`weighted`).
+        hit_weight: Option<f64> = None,
+        /// Weight of the free share (`weighted`).
+        load_weight: Option<f64> = None,
+        /// Load bound relative to the mean (`prefix-affinity`).
+        bounded_load: Option<f64> = None,
+    }
+}
+
+section! {
+    /// Bounds.
+    Limits {
+        /// Largest request body, bytes.
+        body_bytes_max: usize = 64 << 20,
+        /// Request bodies held in memory at once, bytes.
+        buffered_bytes_max: usize = 1 << 30,
+        /// Requests in flight a worker; beyond it the worker is saturated.
+        inflight_max: u32 = 1024,
+        /// Further attempts after a failed one.
+        retries_max: usize = 2,
+        /// Largest share of the fleet the breaker may eject.
+        ejected_share_max: f64 = 0.5,
+    }
+}
+
+section! {
+    /// Clocks.
+    Timeouts {
+        /// TCP (and TLS) connection to a worker, milliseconds.
+        connect_ms: u64 = 1000,
+        /// Longest silence of a worker, before the first byte or between two, seconds.
+        silence_s: u64 = 600,
+        /// How long an idle connection to a worker is kept, milliseconds.
+        pool_idle_ms: u64 = 4000,
+        /// Longest silence of a client while it sends its body, seconds.
+        body_silence_s: u64 = 10,
+        /// A whole request body, seconds.
+        body_total_s: u64 = 300,
+        /// A client that does not take what is sent to it, seconds.
+        client_write_s: u64 = 60,
+        /// Requests in flight get this long after SIGTERM, seconds.
+        drain_s: u64 = 600,
+    }
+}
+
+section! {
+    /// Active health checks.
+    Health {
+        /// `http` or `tcp`.
+        kind: String = "http".to_owned(),
+        /// Path asked for; 200 is healthy.
+        path: String = "/health".to_owned(),
+        /// Pause between two checks of a worker, milliseconds.
+        interval_ms: u64 = 2000,
+        /// One check, milliseconds.
+        timeout_ms: u64 = 2000,
+        /// Passed checks in a row that readmit a worker.
+        healthy_after: usize = 1,
+        /// Failed checks in a row that take a worker out.
+        unhealthy_after: usize = 2,
+        /// Pause between two looks at a worker's /v1/models, milliseconds.
+        models_interval_ms: u64 = 30_000,
+    }
+}
+
+section! {
+    /// Passive breaker.
+    Breaker {
+        /// Failures in a row that trip it.
+        failures_in_row_max: u32 = 3,
+        /// Success share under which it trips.
+        success_share_min: f64 = 0.5,
+        /// Outcomes in the window before the share counts.
+        outcomes_min: u32 = 10,
+        /// Window of the share, milliseconds.
+        window_ms: u64 = 10_000,
+        /// First cool-down, milliseconds.
+        cool_down_first_ms: u64 = 1000,
+        /// Longest cool-down, milliseconds.
+        cool_down_max_ms: u64 = 60_000,
+    }
+}
+
+section! {
+    /// Prefix indexes.
+    Index {
+        /// Size of a block of canonical text, bytes.
+        block_bytes: usize = 128,
+        /// Memory of one worker's index, bytes.
+        bytes_max: usize = 64 << 20,
+        /// KV cache assumed for a worker that has not said, tokens.
+        cache_tokens: u64 = 2_000_000,
+    }
+}
+
+section! {
+    /// TLS towards https workers.
+    UpstreamTls {
+        /// Whether certificates and host names are checked.
+        verify: bool = true,
+        /// Extra certificate authorities, PEM.
+        ca: Option<PathBuf> = None,
+    }
+}
+
+section! {
+    /// Logs.
+    Log {
+        /// `text` or `json`.
+        format: String = "text".to_owned(),
+        /// `error`, `warn`, `info`, `debug` or `trace`.
+        level: String = "info".to_owned(),
+        /// One line a request on stdout.
+        access: bool = true,
+    }
+}

@@ -1,0 +1,200 @@
+//! The fleet: routing values behind locks. Synchronous, no sockets.
+//!
+//! The member list is swapped whole; a request keeps the `Arc` of its worker, so a worker that
+//! leaves goes when its last request does.
+
+mod apply;
+pub mod inflight;
+pub mod member;
+mod pick;
+pub mod reported;
+mod status;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicU64},
+    time::Instant,
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+pub use apply::{Applied, ApplyError, HeartbeatError};
+pub use member::{Health, Member, Models};
+pub use pick::{PickError, Picked, PromptAsk};
+pub use status::WorkerStatus;
+
+use crate::{
+    config::Config,
+    routing::{
+        FleetRate, Outcome, WorkerId,
+        block::Secret,
+        breaker::{BreakerState, may_eject},
+    },
+    telemetry::{events, metrics},
+    wire::prompt::Hashing,
+};
+
+/// All workers, and what is needed to pick one.
+#[derive(Debug)]
+pub struct Fleet {
+    config: Arc<Config>,
+    hashing: Hashing,
+    members: ArcSwap<Vec<Arc<Member>>>,
+    /// Serializes changes of `members`; readers never take it.
+    membership: Mutex<()>,
+    turn: AtomicU64,
+    /// True once some worker has a verdict of its health checks.
+    verdict: watch::Sender<bool>,
+}
+
+impl Fleet {
+    /// The static fleet of `config`; `secret` keys all block hashes.
+    pub fn new(config: Arc<Config>, secret: Secret, now: Instant) -> Self {
+        let member = |worker: &crate::config::WorkerConfig| {
+            Arc::new(Member::new(worker.clone(), &config, None, now))
+        };
+        let members: Vec<_> = config.workers.iter().map(member).collect();
+        metrics::WORKERS.set(members.len() as i64);
+        Self {
+            hashing: Hashing { secret, block_bytes: config.index.block_bytes },
+            members: ArcSwap::from_pointee(members),
+            membership: Mutex::new(()),
+            turn: AtomicU64::new(0),
+            verdict: watch::Sender::new(false),
+            config,
+        }
+    }
+
+    /// How prompts are hashed.
+    pub fn hashing(&self) -> &Hashing {
+        &self.hashing
+    }
+
+    /// Everybody, as of now.
+    pub fn members(&self) -> Arc<Vec<Arc<Member>>> {
+        self.members.load_full()
+    }
+
+    /// The worker with this id.
+    pub fn member(&self, id: &str) -> Option<Arc<Member>> {
+        self.members.load().iter().find(|member| member.id().as_str() == id).cloned()
+    }
+
+    /// Becomes true when some worker has been checked.
+    pub fn first_verdict(&self) -> watch::Receiver<bool> {
+        self.verdict.subscribe()
+    }
+
+    /// Whether some worker takes traffic.
+    pub fn is_ready(&self) -> bool {
+        self.members.load().iter().any(|member| member.health() == Health::Healthy)
+    }
+
+    /// Takes in the verdict of a health check.
+    pub fn record_health(&self, member: &Member, healthy: bool, why: &str) {
+        if member.set_health(healthy) {
+            events::health_changed(member.id().as_str(), healthy, why);
+        }
+        self.verdict.send_if_modified(|known| !std::mem::replace(known, true));
+    }
+
+    /// Takes in how an attempt ended that was sent at `sent`.
+    pub fn record_outcome(&self, member: &Member, outcome: Outcome, sent: Instant, now: Instant) {
+        let may_trip = outcome == Outcome::Failure && self.may_eject(member, now);
+        let transition = member.breaker.lock().on_outcome(outcome, sent, now, may_trip);
+        if let Some(transition) = transition {
+            events::breaker_moved(member.id().as_str(), &transition);
+        }
+    }
+
+    /// The probe sent at `sent` says nothing: its client left.
+    pub fn abandon_probe(member: &Member, sent: Instant) {
+        member.breaker.lock().probe_abandoned(sent);
+    }
+
+    /// Whether `member` may be ejected beside those that are: never the last that works.
+    fn may_eject(&self, member: &Member, now: Instant) -> bool {
+        let members = self.members.load();
+        let others = members.iter().filter(|other| !std::ptr::eq(&***other, member));
+        let (mut working, mut ejected) = (1, 0);
+        for other in others.filter(|other| other.health() == Health::Healthy) {
+            working += 1;
+            ejected += usize::from(other.breaker.lock().state(now) != BreakerState::Closed);
+        }
+        may_eject(working, ejected, self.config.limits.ejected_share_max)
+    }
+
+    /// A streamed answer began `elapsed` after dispatch, with so many tokens of prefill before it.
+    pub fn record_prefill(member: &Member, tokens: u64, elapsed: std::time::Duration) {
+        member.rate.lock().observe(tokens, elapsed);
+    }
+
+    /// Regular upkeep, about once a second: makes rates comparable, lets leases lapse, sets gauges.
+    pub fn upkeep(&self, now: Instant) {
+        let members = self.members();
+        let rates: Vec<_> = members.iter().map(|member| *member.rate.lock()).collect();
+        let fleet_rate = FleetRate::mean_of(&rates);
+        for (member, rate) in members.iter().zip(&rates) {
+            member.set_comparable_rate(fleet_rate.of(rate));
+        }
+        self.lapse_leases(now);
+        self.set_gauges(now);
+    }
+
+    fn lapse_leases(&self, now: Instant) {
+        let lapsed = |member: &Member| {
+            member.lease_until.as_ref().is_some_and(|until| *until.lock() <= now)
+        };
+        if !self.members.load().iter().any(|member| lapsed(member)) {
+            return;
+        }
+        let _changing = self.membership.lock();
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            self.members.load().iter().cloned().partition(|member| lapsed(member));
+        metrics::WORKERS.set(kept.len() as i64);
+        self.members.store(Arc::new(kept));
+        for member in gone {
+            events::membership_changed(member.id().as_str(), &member.url().text, false);
+            metrics::forget_worker(member.id().as_str());
+        }
+    }
+
+    fn join(&self, member: Arc<Member>) {
+        events::membership_changed(member.id().as_str(), &member.url().text, true);
+        let mut members = Vec::clone(&self.members.load());
+        members.push(member);
+        metrics::WORKERS.set(members.len() as i64);
+        self.members.store(Arc::new(members));
+    }
+
+    /// Models of the fleet in order of the members, each id once, as JSON.
+    pub fn models(&self) -> Vec<(String, serde_json::Value)> {
+        let mut seen = HashMap::new();
+        let mut list = Vec::new();
+        for member in self.members.load().iter() {
+            let Models::Known(known) = &*member.models() else { continue };
+            for model in known {
+                let described = model.entry.as_ref();
+                let json = described.and_then(|entry| serde_json::from_str(entry.json.get()).ok());
+                let position = *seen.entry(model.id.clone()).or_insert_with(|| {
+                    list.push((model.id.clone(), crate::wire::models::declared(&model.id)));
+                    list.len() - 1
+                });
+                // A worker's own description beats ours.
+                if let Some(json) = json
+                    && list[position].1["owned_by"] == "warmroute"
+                {
+                    list[position].1 = json;
+                }
+            }
+        }
+        list
+    }
+}
+
+/// Whether two names are one worker's.
+pub(crate) fn is_tried(tried: &[WorkerId], id: &WorkerId) -> bool {
+    tried.iter().any(|other| other == id)
+}

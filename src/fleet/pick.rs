@@ -1,0 +1,215 @@
+//! From a request to a worker: candidates, match, policy, and the marks the pick leaves.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
+};
+
+use smallvec::SmallVec;
+
+use super::{Fleet, Health, Member, inflight::InflightGuard, is_tried};
+use crate::{
+    routing::{
+        self, Admission, Ask, Candidate, Policy, PolicyParams, PromptKind, Reason, Shed, WorkerId,
+        block::BlockHash,
+    },
+    telemetry::{events, metrics},
+};
+
+/// What a pick is asked with.
+#[derive(Debug)]
+pub struct PromptAsk<'a> {
+    /// Model asked for.
+    pub model: Option<&'a str>,
+    /// Policy and its constants.
+    pub policy: &'a (Policy, PolicyParams),
+    /// Blocks of each prompt; empty without any.
+    pub prompts: &'a [Vec<BlockHash>],
+    /// Whether there is a prompt, and whether it could be read.
+    pub kind: PromptKind,
+    /// Estimated prompt tokens.
+    pub tokens: u64,
+    /// Session, hashed.
+    pub session: Option<u64>,
+    /// System prompt, hashed.
+    pub prefix: Option<u64>,
+    /// Workers that must not be picked again.
+    pub tried: &'a [WorkerId],
+    /// Whether an attempt has failed before.
+    pub retry: bool,
+}
+
+/// A worker was picked; while this lives the request counts as its load.
+#[derive(Debug)]
+pub struct Picked {
+    /// The worker.
+    pub member: Arc<Member>,
+    /// Why.
+    pub reason: Reason,
+    /// Blocks it is believed to hold.
+    pub matched_blocks: usize,
+    /// Blocks the prompt has.
+    pub total_blocks: usize,
+    /// Prefill tokens before the first token: those queued there before, and this prompt's own.
+    pub tokens_ahead: u64,
+    /// Keeps the count.
+    pub guard: InflightGuard,
+    /// Whether this request is the breaker's probe.
+    pub probe: bool,
+    /// When it was picked.
+    pub at: Instant,
+}
+
+/// Why nobody was picked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PickError {
+    /// Nobody serves the model.
+    UnknownModel,
+    /// All that serve it are out (or were tried).
+    NoWorker,
+    /// All that serve it are at their limit.
+    Saturated,
+}
+
+impl Fleet {
+    /// Picks a worker and marks its index and load.
+    ///
+    /// # Errors
+    /// `PickError`; nothing was marked.
+    pub fn pick(&self, ask: &PromptAsk<'_>, now: Instant) -> Result<Picked, PickError> {
+        let started = crate::clock::now();
+        let members = self.members.load();
+        if !members.is_empty() && !members.iter().any(|member| member.serves(ask.model)) {
+            return Err(PickError::UnknownModel);
+        }
+        let question = self.question(ask);
+        let mut candidates = candidates(&members, ask, now);
+        let picked = loop {
+            let decision = routing::pick(
+                ask.policy.0,
+                &ask.policy.1,
+                &question,
+                &candidates,
+                &mut rand::rng(),
+            )
+            .map_err(|shed| match shed {
+                Shed::NoCandidate => PickError::NoWorker,
+                Shed::Saturated => PickError::Saturated,
+            })?;
+            let member = &members[decision.slot];
+            // Another request may have taken the probe since the candidates were made.
+            if let Some(probe) = claim(member, now) {
+                break (member.clone(), decision, probe);
+            }
+            candidates.retain(|candidate| candidate.slot != decision.slot);
+        };
+        let (member, decision, probe) = picked;
+        let picked = mark(member, ask, &decision, probe, now);
+        events::decided(picked.reason);
+        let took = crate::clock::now().saturating_duration_since(started);
+        metrics::DECISION_SECONDS.observe(took.as_secs_f64());
+        Ok(picked)
+    }
+
+    fn question(&self, ask: &PromptAsk<'_>) -> Ask {
+        Ask {
+            kind: ask.kind,
+            blocks: blocks_of(ask.prompts),
+            tokens: ask.tokens,
+            session: ask.session,
+            prefix: ask.prefix,
+            turn: self.turn.fetch_add(1, Relaxed),
+            retry: ask.retry,
+        }
+    }
+
+    /// Takes back what a pick put into the worker's index: the request never got there.
+    pub fn take_back(picked: &Picked, prompts: &[Vec<BlockHash>]) {
+        let mut cache = picked.member.cache.lock();
+        for prompt in prompts {
+            let keep = picked.matched_blocks.min(prompt.len());
+            cache.retract(prompt, keep);
+        }
+    }
+}
+
+fn blocks_of(prompts: &[Vec<BlockHash>]) -> u32 {
+    u32::try_from(prompts.iter().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX)
+}
+
+fn candidates(
+    members: &[Arc<Member>],
+    ask: &PromptAsk<'_>,
+    now: Instant,
+) -> SmallVec<[Candidate; 32]> {
+    let mut candidates = SmallVec::new();
+    for (slot, member) in members.iter().enumerate() {
+        let eligible = member.health() == Health::Healthy
+            && !is_tried(ask.tried, member.id())
+            && member.serves(ask.model)
+            && member.breaker.lock().admits(now) != Admission::Refuse;
+        if !eligible {
+            continue;
+        }
+        let matched = if ask.prompts.is_empty() {
+            0
+        } else {
+            let cache = member.cache.lock();
+            ask.prompts.iter().map(|prompt| cache.matched_blocks(prompt)).sum()
+        };
+        candidates.push(Candidate {
+            slot,
+            key: member.id().key(),
+            weight: member.config.weight,
+            matched_blocks: u32::try_from(matched).unwrap_or(u32::MAX),
+            load: member.counts.load(),
+            inflight_max: member.config.inflight_max,
+            prefill_tokens_per_s: member.comparable_rate(),
+        });
+    }
+    candidates
+}
+
+/// Whether the pick stands: `Some(is_probe)`, or `None` when the one probe is already under way.
+fn claim(member: &Member, now: Instant) -> Option<bool> {
+    let mut breaker = member.breaker.lock();
+    match breaker.admits(now) {
+        Admission::Admit => Some(false),
+        Admission::AdmitProbe => breaker.try_probe(now).then_some(true),
+        Admission::Refuse => None,
+    }
+}
+
+fn mark(
+    member: Arc<Member>,
+    ask: &PromptAsk<'_>,
+    decision: &routing::Decision,
+    probe: bool,
+    now: Instant,
+) -> Picked {
+    let total_blocks = blocks_of(ask.prompts);
+    let matched = decision.matched_blocks.min(total_blocks);
+    let share = f64::from(matched) / f64::from(total_blocks.max(1));
+    let uncached = (ask.tokens as f64 * (1.0 - share)).round() as u64;
+    if !ask.prompts.is_empty() {
+        // At once, so that a burst with one prefix stays together.
+        let mut cache = member.cache.lock();
+        for prompt in ask.prompts {
+            cache.insert(prompt);
+        }
+    }
+    member.metrics.matched_blocks.inc_by(u64::from(matched));
+    member.metrics.prompt_blocks.inc_by(u64::from(total_blocks));
+    let tokens_ahead = member.counts.load().queued_tokens.saturating_add(uncached);
+    let guard = InflightGuard::new(member.counts.clone(), member.metrics.clone(), uncached);
+    Picked {
+        reason: decision.reason,
+        matched_blocks: matched as usize,
+        total_blocks: total_blocks as usize,
+        tokens_ahead,
+        guard,
+        probe,
+        at: now,
+        member,
+    }
+}

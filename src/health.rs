@@ -1,0 +1,245 @@
+//! Background checks: is the worker there, and what does it serve?
+//!
+//! One task a worker, so that a hung one delays nobody. The check itself is Pingora's; what its
+//! verdict means is the fleet's.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use pingora::{
+    connectors::http::Connector,
+    http::RequestHeader,
+    prelude::HttpPeer,
+    server::ShutdownWatch,
+    services::background::BackgroundService,
+};
+use pingora_load_balancing::{
+    Backend,
+    health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck},
+};
+use tokio::{
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use crate::{
+    clock,
+    config::HealthConfig,
+    fleet::{Fleet, Member},
+    proxy::Peers,
+    wire::models,
+};
+
+/// Upkeep of the fleet (leases, gauges, rates).
+const UPKEEP_EVERY: Duration = Duration::from_secs(1);
+/// How soon a worker that joined gets its first check.
+const WATCH_MEMBERS_EVERY: Duration = Duration::from_millis(100);
+/// Largest /v1/models answer read.
+const MODELS_BYTES_MAX: usize = 4 << 20;
+
+/// The service.
+pub struct HealthService {
+    fleet: Arc<Fleet>,
+    config: HealthConfig,
+    peers: Peers,
+}
+
+impl HealthService {
+    /// Checks every worker of `fleet`, also those that join later.
+    pub fn new(fleet: Arc<Fleet>, config: HealthConfig, peers: Peers) -> Self {
+        Self { fleet, config, peers }
+    }
+
+    /// Starts tasks for workers that have none, ends those of workers that left.
+    fn follow_members(&self, tasks: &mut HashMap<usize, JoinHandle<()>>) {
+        let members = self.fleet.members();
+        let key = |member: &Arc<Member>| Arc::as_ptr(member) as usize;
+        tasks.retain(|known, task| {
+            let stays = members.iter().any(|member| key(member) == *known);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for member in members.iter() {
+            tasks.entry(key(member)).or_insert_with(|| {
+                let watch = Watch::new(self, member.clone());
+                tokio::spawn(watch.run())
+            });
+        }
+    }
+}
+
+#[async_trait]
+impl BackgroundService for HealthService {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let mut tasks = HashMap::new();
+        let mut look = interval(WATCH_MEMBERS_EVERY);
+        let mut upkeep = interval(UPKEEP_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        upkeep.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                _ = look.tick() => self.follow_members(&mut tasks),
+                _ = upkeep.tick() => self.fleet.upkeep(clock::now()),
+                _ = shutdown.changed() => return,
+            }
+        }
+    }
+}
+
+/// One worker's checks.
+struct Watch {
+    fleet: Arc<Fleet>,
+    member: Arc<Member>,
+    config: HealthConfig,
+    peers: Peers,
+    check: Box<dyn HealthCheck + Send + Sync>,
+    backend: Option<Backend>,
+    passed_in_row: AtomicUsize,
+    failed_in_row: AtomicUsize,
+}
+
+impl Watch {
+    fn new(service: &HealthService, member: Arc<Member>) -> Self {
+        let backend = Backend::new(&member.url().addr.to_string()).ok();
+        Self {
+            check: check(&service.config, &service.peers, &member),
+            fleet: service.fleet.clone(),
+            config: service.config.clone(),
+            peers: service.peers.clone(),
+            passed_in_row: AtomicUsize::new(0),
+            failed_in_row: AtomicUsize::new(0),
+            backend,
+            member,
+        }
+    }
+
+    async fn run(self) {
+        let mut due = interval(self.config.interval);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let connector = Connector::new(None);
+        let mut models_due = clock::now();
+        loop {
+            due.tick().await;
+            let passed = self.check_once().await;
+            if passed && self.member.learns_models() && clock::now() >= models_due {
+                models_due = self.learn_models(&connector).await;
+            }
+        }
+    }
+
+    async fn check_once(&self) -> bool {
+        let result = match &self.backend {
+            Some(backend) => timeout(self.config.timeout, self.check.check(backend)).await,
+            None => return false,
+        };
+        let failed = match result {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("timed out".to_owned()),
+        };
+        let Some(why) = failed else {
+            self.failed_in_row.store(0, Relaxed);
+            let passed = self.passed_in_row.fetch_add(1, Relaxed) + 1;
+            if passed >= self.config.healthy_after {
+                self.fleet.record_health(&self.member, true, "");
+            }
+            return true;
+        };
+        self.passed_in_row.store(0, Relaxed);
+        let failed = self.failed_in_row.fetch_add(1, Relaxed) + 1;
+        // A worker that never passed is out at once; one that did is given the benefit of a few.
+        let known = self.member.health() != crate::fleet::Health::Unknown;
+        if failed >= self.config.unhealthy_after || !known {
+            self.fleet.record_health(&self.member, false, &why);
+        }
+        false
+    }
+
+    /// Asks for the models; gives when to ask again.
+    async fn learn_models(&self, connector: &Connector) -> std::time::Instant {
+        let asked = timeout(self.config.timeout, self.ask_models(connector)).await;
+        match asked {
+            Ok(Ok(entries)) => {
+                let names: Vec<_> = entries.iter().map(|entry| entry.id.clone()).collect();
+                if self.member.set_models(entries) {
+                    crate::telemetry::events::models_learned(self.member.id().as_str(), &names);
+                }
+                clock::now() + self.config.models_interval
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(worker = %self.member.id(), error = %error, "no models learned");
+                clock::now() + self.config.interval
+            }
+            Err(_) => clock::now() + self.config.interval,
+        }
+    }
+
+    async fn ask_models(
+        &self,
+        connector: &Connector,
+    ) -> Result<Vec<models::ModelEntry>, Box<dyn std::error::Error + Send + Sync>> {
+        let peer: HttpPeer = self.peers.of(self.member.url());
+        let (mut session, _) = connector.get_http_session(&peer).await?;
+        session.set_read_timeout(Some(self.config.timeout));
+        let mut request = RequestHeader::build("GET", b"/v1/models", None)?;
+        request.insert_header("host", host_header(&self.member))?;
+        request.insert_header("accept", "application/json")?;
+        session.write_request_header(Box::new(request)).await?;
+        session.finish_request_body().await?;
+        session.read_response_header().await?;
+        let status = session.response_header().map_or(0, |header| header.status.as_u16());
+        if status != 200 {
+            return Err(format!("/v1/models answered {status}").into());
+        }
+        let mut body = Vec::new();
+        while let Some(piece) = session.read_response_body().await? {
+            if body.len() + piece.len() > MODELS_BYTES_MAX {
+                return Err("/v1/models answered too much".into());
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(models::parse(&body)?)
+    }
+}
+
+fn host_header(member: &Member) -> String {
+    let url = member.url();
+    let host = if url.host.contains(':') { format!("[{}]", url.host) } else { url.host.clone() };
+    format!("{host}:{}", url.addr.port())
+}
+
+fn check(
+    config: &HealthConfig,
+    peers: &Peers,
+    member: &Member,
+) -> Box<dyn HealthCheck + Send + Sync> {
+    let template = peers.of(member.url());
+    if config.tcp {
+        let mut check = *TcpHealthCheck::new();
+        check.peer_template.options.connection_timeout = Some(config.timeout);
+        return Box::new(check);
+    }
+    let mut check = HttpHealthCheck::new(&member.url().host, member.url().https);
+    check.peer_template.options = template.options;
+    check.peer_template.options.connection_timeout = Some(config.timeout);
+    check.peer_template.options.total_connection_timeout = Some(config.timeout);
+    check.peer_template.options.read_timeout = Some(config.timeout);
+    // A fresh connection each time: a pooled one would hide a worker that accepts no more.
+    check.reuse_connection = false;
+    if let Ok(mut request) =
+        RequestHeader::build("GET", member.config.health_path.as_bytes(), None)
+    {
+        let _ = request.insert_header("host", host_header(member));
+        check.req = request;
+    }
+    Box::new(check)
+}

@@ -1,0 +1,164 @@
+//! What one request carries between Pingora's phases.
+
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use smallvec::SmallVec;
+
+use super::body::{Held, Replay};
+use crate::{
+    config::BYTES_PER_TOKEN,
+    fleet::{Fleet, Picked},
+    routing::{Outcome, Policy, PolicyParams, PromptKind, Reason, WorkerId},
+    wire::{endpoint::Endpoint, error_body::OwnError, prompt::Facts, sse::FirstContent},
+};
+
+/// Context of one request.
+#[derive(Debug)]
+pub struct RequestContext {
+    /// When its header was read.
+    pub arrived: Instant,
+    /// X-Request-Id.
+    pub request_id: String,
+    /// What is asked for.
+    pub endpoint: Endpoint,
+    /// Policy in force.
+    pub policy: (Policy, PolicyParams),
+    /// What the body says.
+    pub facts: Facts,
+    /// Whether there is a prompt.
+    pub kind: PromptKind,
+    /// Session, hashed.
+    pub session: Option<u64>,
+    /// The body, until it cannot be needed any more.
+    pub held: Option<Held>,
+    /// Its size.
+    pub body_bytes: usize,
+    /// How it is sent.
+    pub replay: Replay,
+    /// The attempt under way.
+    pub attempt: Option<Attempt>,
+    /// Workers tried in vain.
+    pub tried: SmallVec<[WorkerId; 4]>,
+    /// Attempts made.
+    pub tries: usize,
+    /// Our own error, once there is one.
+    pub failure: Option<OwnError>,
+    /// Reason told to the client.
+    pub reason: Option<Reason>,
+    /// Matched and total blocks told to the client.
+    pub matched: (usize, usize),
+    /// Worker told to the client.
+    pub worker: Option<WorkerId>,
+    /// Status of an answer of our own.
+    pub own_status: Option<u16>,
+    /// The answer as it streams by.
+    pub stream: StreamWatch,
+}
+
+/// One attempt at one worker.
+#[derive(Debug)]
+pub struct Attempt {
+    /// Where, and the load it counts as.
+    pub picked: Picked,
+    /// When the connection stood.
+    pub connected_at: Option<Instant>,
+    /// Whether its outcome was recorded.
+    pub outcome_known: bool,
+}
+
+/// What is seen of a streamed answer.
+#[derive(Debug, Default)]
+pub struct StreamWatch {
+    /// Whether the answer is server-sent events.
+    pub is_sse: bool,
+    /// Finds the first content.
+    pub first: FirstContent,
+    /// Time to it.
+    pub ttft: Option<Duration>,
+    /// When the last chunk came.
+    pub last_chunk: Option<Instant>,
+    /// Body bytes sent.
+    pub bytes_out: u64,
+}
+
+impl RequestContext {
+    /// A request that has just arrived.
+    pub fn new(policy: (Policy, PolicyParams), now: Instant) -> Self {
+        Self {
+            arrived: now,
+            request_id: new_request_id(),
+            endpoint: Endpoint::Other,
+            policy,
+            facts: Facts::default(),
+            kind: PromptKind::NoPrompt,
+            session: None,
+            held: None,
+            body_bytes: 0,
+            replay: Replay::default(),
+            attempt: None,
+            tried: SmallVec::new(),
+            tries: 0,
+            failure: None,
+            reason: None,
+            matched: (0, 0),
+            worker: None,
+            own_status: None,
+            stream: StreamWatch::default(),
+        }
+    }
+
+    /// Estimated prompt tokens.
+    pub fn tokens(&self) -> u64 {
+        let bytes = match self.kind {
+            PromptKind::Prompt => self.facts.prompt_bytes,
+            PromptKind::NoPrompt | PromptKind::Unreadable => self.body_bytes as u64,
+        };
+        bytes / BYTES_PER_TOKEN as u64
+    }
+
+    /// Records how the present attempt ended; only its first outcome counts, except that a failure
+    /// after a success (a stream that breaks off) counts too.
+    pub fn record_outcome(&mut self, fleet: &Fleet, outcome: Outcome, now: Instant) {
+        let Some(attempt) = &mut self.attempt else { return };
+        if attempt.outcome_known && outcome != Outcome::Failure {
+            return;
+        }
+        attempt.outcome_known = true;
+        fleet.record_outcome(&attempt.picked.member, outcome, attempt.picked.at, now);
+    }
+
+    /// The attempt is over without a word on the worker's health, if none was recorded.
+    pub fn end_attempt(&mut self) {
+        if let Some(attempt) = self.attempt.take()
+            && !attempt.outcome_known
+            && attempt.picked.probe
+        {
+            Fleet::abandon_probe(&attempt.picked.member, attempt.picked.at);
+        }
+    }
+
+    /// The worker has begun to answer: its prefill is done.
+    pub fn answering(&mut self) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.picked.guard.answering();
+        }
+    }
+
+    /// Name of the worker, for logs and metrics.
+    pub fn worker_label(&self) -> &str {
+        self.worker.as_ref().map_or("none", WorkerId::as_str)
+    }
+}
+
+impl Drop for RequestContext {
+    fn drop(&mut self) {
+        // Whatever ended the request, a probe must not stay out for ever.
+        self.end_attempt();
+    }
+}
+
+/// 128 random bits: never two alike, and nobody can guess another's.
+fn new_request_id() -> String {
+    format!("{:032x}", rand::rng().random::<u128>())
+}

@@ -1,0 +1,166 @@
+//! The way back: what the answer says about the worker, and how the request ends.
+
+use bytes::Bytes;
+use http::header;
+use pingora::{Error, ErrorSource, ErrorType, http::ResponseHeader, prelude::Session};
+
+use super::{context::RequestContext, respond};
+use crate::{
+    clock,
+    fleet::Fleet,
+    routing::Outcome,
+    telemetry::{access_log, events},
+    wire::error_body::OwnError,
+};
+
+/// The worker's answer begins.
+pub(super) fn on_response_header(fleet: &Fleet, response: &ResponseHeader, ctx: &mut RequestContext) {
+    if response.status.is_informational() {
+        return;
+    }
+    let content_type = response.headers.get(header::CONTENT_TYPE);
+    ctx.stream.is_sse =
+        content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+    match outcome_of(response) {
+        // A stream's header comes before any prefill: its first content is the sign of life.
+        Outcome::Success if ctx.stream.is_sse => {}
+        outcome => {
+            ctx.record_outcome(fleet, outcome, clock::now());
+            ctx.answering();
+        }
+    }
+}
+
+/// 4xx, 429 and 503 with Retry-After say that the worker works and said no.
+fn outcome_of(response: &ResponseHeader) -> Outcome {
+    match response.status.as_u16() {
+        503 if response.headers.contains_key(header::RETRY_AFTER) => Outcome::Neutral,
+        400..=499 => Outcome::Neutral,
+        500.. => Outcome::Failure,
+        _ => Outcome::Success,
+    }
+}
+
+/// A piece of the answer goes by.
+pub(super) fn on_response_chunk(
+    fleet: &Fleet,
+    chunk: Option<&Bytes>,
+    end: bool,
+    ctx: &mut RequestContext,
+) {
+    let len = chunk.map_or(0, Bytes::len);
+    ctx.stream.bytes_out += len as u64;
+    if !ctx.stream.is_sse {
+        return;
+    }
+    let now = clock::now();
+    if let Some(chunk) = chunk.filter(|chunk| !chunk.is_empty()) {
+        if ctx.stream.first.seen() {
+            if let (Some(last), Some(attempt)) = (ctx.stream.last_chunk, &ctx.attempt) {
+                let gap = now.saturating_duration_since(last);
+                attempt.picked.member.metrics.inter_token.observe(gap.as_secs_f64());
+            }
+        } else if ctx.stream.first.feed(chunk) {
+            let ttft = now.saturating_duration_since(ctx.arrived);
+            ctx.stream.ttft = Some(ttft);
+            ctx.answering();
+            if let Some(attempt) = &ctx.attempt {
+                let picked = &attempt.picked;
+                picked.member.metrics.ttft.observe(ttft.as_secs_f64());
+                let prefill = now.saturating_duration_since(picked.at);
+                Fleet::record_prefill(&picked.member, picked.tokens_ahead, prefill);
+            }
+            ctx.record_outcome(fleet, Outcome::Success, now);
+        }
+        ctx.stream.last_chunk = Some(now);
+    }
+    if end {
+        ctx.record_outcome(fleet, Outcome::Success, now);
+    }
+}
+
+/// The request failed: answers, unless the client is gone. Gives the status for the log.
+pub(super) async fn on_failure(
+    session: &mut Session,
+    error: &Error,
+    ctx: &mut RequestContext,
+    keeps_clients: bool,
+) -> u16 {
+    let answered = session.response_written().is_some_and(|r| !r.status.is_informational());
+    let Some(failure) = ctx.failure.clone().or_else(|| own_error_of(error)) else { return 499 };
+    if answered {
+        if ctx.stream.is_sse {
+            // The stream is left without its end mark, so that nobody takes it for whole.
+            let event = Bytes::from(failure.sse_event());
+            let _ = session.as_downstream_mut().write_response_body(event, false).await;
+        }
+        return failure.status();
+    }
+    // Before any worker was involved the body is read and the connection as good as new.
+    let keep = ctx.tries == 0 && keeps_clients && ctx.held.as_ref().is_none_or(|held| held.whole);
+    let sent = respond::send_error(session, ctx, &failure, keep).await;
+    ctx.failure = Some(failure);
+    if sent.is_err() { 499 } else { ctx.own_status.unwrap_or(500) }
+}
+
+/// `None` when the client is gone and there is nobody to answer.
+fn own_error_of(error: &Error) -> Option<OwnError> {
+    match error.esource() {
+        ErrorSource::Downstream => match error.etype() {
+            ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => None,
+            ErrorType::H2Error | ErrorType::WriteTimedout | ErrorType::ReadTimedout => None,
+            _ => Some(OwnError::BadRequest),
+        },
+        ErrorSource::Upstream => match error.etype() {
+            ErrorType::ReadTimedout | ErrorType::WriteTimedout => Some(OwnError::WorkerTimeout),
+            ErrorType::ConnectTimedout | ErrorType::ConnectRefused => {
+                Some(OwnError::WorkerUnreachable)
+            }
+            _ => Some(OwnError::WorkerFailed),
+        },
+        ErrorSource::Internal | ErrorSource::Unset => Some(OwnError::Internal),
+    }
+}
+
+/// The request is over: counts and logs it. Its load falls with the context.
+pub(super) fn on_end(session: &Session, error: Option<&Error>, ctx: &mut RequestContext) {
+    let now = clock::now();
+    let took = now.saturating_duration_since(ctx.arrived);
+    let written = session.response_written().map(|response| response.status.as_u16());
+    let client_left = error.is_some_and(|error| *error.esource() == ErrorSource::Downstream)
+        && ctx.failure.is_none();
+    let status = match (ctx.own_status, written) {
+        _ if client_left => 499,
+        (Some(own), _) => own,
+        (None, Some(status)) if status >= 200 => status,
+        _ => 499,
+    };
+    events::answered(ctx.worker_label(), status, ctx.endpoint.as_str(), took);
+    if access_log::is_on() {
+        let header = session.req_header();
+        access_log::write(&access_log::Line {
+            ts: access_log::unix_s(),
+            id: &ctx.request_id,
+            method: header.method.as_str(),
+            path: header.uri.path(),
+            model: ctx.facts.model.as_deref().unwrap_or(""),
+            status,
+            worker: ctx.worker_label(),
+            reason: ctx.reason.map_or("none", crate::routing::Reason::as_str),
+            matched: ctx.matched.0,
+            blocks: ctx.matched.1,
+            tries: ctx.tries,
+            bytes_in: ctx.body_bytes as u64,
+            bytes_out: ctx.stream.bytes_out,
+            ttft_ms: ctx.stream.ttft.map(|ttft| ttft.as_secs_f64() * 1e3),
+            duration_ms: took.as_secs_f64() * 1e3,
+            error: explain(error, ctx),
+        });
+    }
+    ctx.end_attempt();
+}
+
+fn explain(error: Option<&Error>, ctx: &RequestContext) -> Option<String> {
+    let own = ctx.failure.as_ref().map(|failure| failure.code().to_owned());
+    own.or_else(|| error.map(|error| error.etype().as_str().to_owned()))
+}

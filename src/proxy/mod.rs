@@ -1,0 +1,433 @@
+//! The proxy: one delegating call per Pingora phase.
+
+mod body;
+mod buffered;
+mod context;
+mod finish;
+mod json_end;
+mod local;
+mod respond;
+mod upstream;
+
+use std::{
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderValue, header};
+use pingora::{
+    Error, ErrorType, Result as PingoraResult,
+    http::{RequestHeader, ResponseHeader},
+    modules::http::HttpModules,
+    prelude::{HttpPeer, Session},
+    proxy::{FailToProxy, ProxyHttp},
+};
+
+use self::{
+    body::{BodyError, BodyLimits},
+    buffered::Budget,
+    context::{Attempt, RequestContext},
+    upstream::Loss,
+};
+pub use upstream::Peers;
+use crate::{
+    clock,
+    config::{Config, ConfigError},
+    fleet::{Fleet, PickError, PromptAsk},
+    routing::{Outcome, Policy, PromptKind},
+    telemetry::events,
+    wire::{
+        endpoint::Endpoint,
+        error_body::OwnError,
+        multipart,
+        prompt::{self, session_key},
+    },
+};
+
+/// Bytes of a refused request's rest that are read and dropped before the connection is closed.
+const LINGER_BYTES_MAX: usize = 16 << 20;
+/// How long that may take.
+const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long a request may wait at start for the first health check of any worker.
+const FIRST_VERDICT_MAX: Duration = Duration::from_secs(5);
+
+/// The proxy service's logic.
+pub struct Proxy {
+    config: Arc<Config>,
+    fleet: Arc<Fleet>,
+    peers: Peers,
+    budget: Arc<Budget>,
+    draining: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    /// A proxy in front of `fleet`; `draining` is set once it should let go of its clients.
+    ///
+    /// # Errors
+    /// When a certificate authority file cannot be read.
+    pub fn new(
+        config: Arc<Config>,
+        fleet: Arc<Fleet>,
+        draining: Arc<AtomicBool>,
+    ) -> Result<Self, ConfigError> {
+        let peers = Peers::new(&config)?;
+        let budget = Budget::new(config.limits.buffered_bytes_max);
+        Ok(Self { config, fleet, peers, budget, draining })
+    }
+
+    /// Reads the request far enough to route it. `Err(None)` means the client is gone.
+    async fn take_in(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+    ) -> Result<(), BodyError> {
+        let limits = BodyLimits {
+            bytes_max: self.config.limits.body_bytes_max,
+            timeouts: &self.config.timeouts,
+            budget: &self.budget,
+        };
+        ctx.held = body::receive(session.as_downstream_mut(), &limits).await?;
+        let bytes = ctx.held.as_ref().map(|held| held.bytes.clone()).unwrap_or_default();
+        ctx.body_bytes = bytes.len();
+        self.read_facts(session, ctx, bytes).await;
+        self.choose_policy(session, ctx)?;
+        Ok(())
+    }
+
+    async fn read_facts(&self, session: &Session, ctx: &mut RequestContext, bytes: Bytes) {
+        let headers = &session.req_header().headers;
+        let value = |name: &http::HeaderName| headers.get(name).map(HeaderValue::as_bytes);
+        let tenant = self.config.headers.tenant.as_ref().and_then(value).unwrap_or_default();
+        let content_type =
+            headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+        ctx.facts = match ctx.endpoint {
+            Endpoint::Prompt(form) => prompt::facts(form, &bytes, tenant, self.fleet.hashing()),
+            _ if content_type.starts_with("multipart/form-data") => prompt::Facts {
+                model: multipart::model(content_type, bytes).await,
+                ..prompt::Facts::default()
+            },
+            _ => prompt::facts_without_prompt(&bytes),
+        };
+        ctx.kind = match ctx.endpoint {
+            Endpoint::Prompt(_) if ctx.facts.readable => PromptKind::Prompt,
+            Endpoint::Prompt(_) => PromptKind::Unreadable,
+            _ => PromptKind::NoPrompt,
+        };
+        ctx.matched.1 = ctx.facts.prompts.iter().map(Vec::len).sum();
+        ctx.session = value(&self.config.headers.session).map(session_key).or(ctx.facts.user);
+    }
+
+    fn choose_policy(&self, session: &Session, ctx: &mut RequestContext) -> Result<(), OwnError> {
+        let policies = &self.config.policies;
+        ctx.policy = *policies.of(ctx.facts.model.as_deref());
+        if !policies.override_allowed {
+            return Ok(());
+        }
+        if let Some(name) = session.req_header().headers.get(respond::POLICY) {
+            let named = name.to_str().ok().and_then(|name| Policy::from_str(name).ok());
+            ctx.policy.0 = named
+                .ok_or_else(|| OwnError::UnknownPolicy { known: Policy::NAMES.join(", ") })?;
+        }
+        Ok(())
+    }
+
+    /// Right after the start nobody has been checked yet: wait for a first verdict rather than
+    /// refuse.
+    async fn wait_for_verdict(&self, session: &mut Session) -> PingoraResult<()> {
+        let mut verdict = self.fleet.first_verdict();
+        if *verdict.borrow() {
+            return Ok(());
+        }
+        let known = tokio::time::timeout(FIRST_VERDICT_MAX, async move {
+            let _ = verdict.wait_for(|known| *known).await;
+        });
+        body::while_client_waits(session.as_downstream_mut(), known).await.map(|_| ())
+    }
+
+    fn pick(&self, ctx: &mut RequestContext) -> Result<HttpPeer, OwnError> {
+        let ask = PromptAsk {
+            model: ctx.facts.model.as_deref(),
+            policy: &ctx.policy,
+            prompts: &ctx.facts.prompts,
+            kind: ctx.kind,
+            tokens: ctx.tokens(),
+            session: ctx.session,
+            prefix: ctx.facts.prefix,
+            tried: &ctx.tried,
+            retry: ctx.tries > 0,
+        };
+        let picked = self.fleet.pick(&ask, clock::now()).map_err(|error| match error {
+            PickError::UnknownModel => {
+                local::unknown_model(&self.fleet, ctx.facts.model.as_deref().unwrap_or(""))
+            }
+            // What went wrong at the last worker tells more than that nobody is left.
+            PickError::NoWorker => ctx
+                .failure
+                .clone()
+                .unwrap_or_else(|| OwnError::NoWorker { model: ctx.facts.model.clone() }),
+            PickError::Saturated => OwnError::Saturated { model: ctx.facts.model.clone() },
+        })?;
+        let peer = self.peers.of(picked.member.url());
+        ctx.tries += 1;
+        ctx.failure = None;
+        ctx.replay.restart();
+        ctx.reason = Some(picked.reason);
+        ctx.matched = (picked.matched_blocks, picked.total_blocks);
+        ctx.worker = Some(picked.member.id().clone());
+        ctx.attempt = Some(Attempt { picked, connected_at: None, outcome_known: false });
+        Ok(peer)
+    }
+
+    /// Ends the attempt; true when another one is allowed.
+    fn give_up(&self, ctx: &mut RequestContext, error: OwnError, cause: &'static str) -> bool {
+        if let Some(attempt) = &ctx.attempt {
+            ctx.tried.push(attempt.picked.member.id().clone());
+        }
+        ctx.end_attempt();
+        ctx.failure = Some(error);
+        let again = ctx.tries <= self.config.limits.retries_max;
+        if again {
+            events::retried(cause);
+        }
+        again
+    }
+
+    /// A client connection is kept only while we are not draining.
+    fn keeps_clients(&self) -> bool {
+        !self.draining.load(Relaxed)
+    }
+}
+
+/// Carries one of our own errors through Pingora to `fail_to_proxy`.
+fn own(ctx: &mut RequestContext, error: OwnError) -> Box<Error> {
+    let status = error.status();
+    ctx.failure = Some(error);
+    Error::new(ErrorType::HTTPStatus(status))
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = RequestContext;
+
+    fn new_ctx(&self) -> RequestContext {
+        RequestContext::new(self.config.policies.default, clock::now())
+    }
+
+    /// None: Pingora's default adds a compression module we never want between us and a stream.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+    ) -> PingoraResult<bool> {
+        session.as_downstream_mut().set_write_timeout(Some(self.config.timeouts.client_write));
+        let header = session.req_header();
+        ctx.endpoint = Endpoint::of(&header.method, header.uri.path());
+        if self.config.headers.trust_request_id
+            && let Some(id) = header.headers.get(respond::REQUEST_ID)
+            && let Some(id) = id.to_str().ok().filter(|id| !id.is_empty() && id.len() <= 200)
+        {
+            ctx.request_id = id.to_owned();
+        }
+        if local::answer(session, ctx, &self.fleet, !self.keeps_clients()).await? {
+            return Ok(true);
+        }
+        match self.take_in(session, ctx).await {
+            Ok(()) => {}
+            Err(BodyError::Gone(error)) => return Err(error),
+            Err(BodyError::Own(error)) => {
+                respond::send_error(session, ctx, &error, false).await?;
+                body::linger(session.as_downstream_mut(), LINGER_BYTES_MAX, LINGER_TIME_MAX).await;
+                return Ok(true);
+            }
+        }
+        // After the body: only then is the client's silence the silence of one who waits.
+        if ctx.held.as_ref().is_none_or(|held| held.whole) {
+            self.wait_for_verdict(session).await?;
+        }
+        Ok(false)
+    }
+
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        ctx: &mut RequestContext,
+    ) -> PingoraResult<Box<HttpPeer>> {
+        self.pick(ctx).map(Box::new).map_err(|error| own(ctx, error))
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        _digest: Option<&pingora::protocols::Digest>,
+        ctx: &mut RequestContext,
+    ) -> PingoraResult<()> {
+        if let Some(attempt) = &mut ctx.attempt {
+            attempt.connected_at = Some(clock::now());
+        }
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut RequestContext,
+    ) -> PingoraResult<()> {
+        for name in &respond::OURS {
+            request.remove_header(name);
+        }
+        request.insert_header(respond::REQUEST_ID, ctx.request_id.as_str())?;
+        request.remove_header(&header::EXPECT);
+        match &ctx.held {
+            Some(held) if held.whole => {
+                request.remove_header(&header::TRANSFER_ENCODING);
+                request.insert_header(header::CONTENT_LENGTH, held.bytes.len())?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        piece: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut RequestContext,
+    ) -> PingoraResult<()> {
+        let bytes_max = self.config.limits.body_bytes_max;
+        ctx.replay
+            .filter(ctx.held.as_ref(), piece, end, bytes_max)
+            .map_err(|error| own(ctx, error).into_down())
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut RequestContext,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        ctx.record_outcome(&self.fleet, Outcome::Failure, clock::now());
+        if let Some(attempt) = &ctx.attempt {
+            Fleet::take_back(&attempt.picked, &ctx.facts.prompts);
+        }
+        let again = self.give_up(ctx, OwnError::WorkerUnreachable, "connect");
+        error.set_retry(again);
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut RequestContext,
+        reused: bool,
+    ) -> Box<Error> {
+        error.set_retry(false);
+        let answered = session
+            .response_written()
+            .is_some_and(|response| !response.status.is_informational());
+        let Some(attempt) = &ctx.attempt else { return error };
+        let now = clock::now();
+        let loss = Loss::of(&error, attempt, reused, answered, now);
+        match loss {
+            Loss::Client => ctx.end_attempt(),
+            Loss::Stale if ctx.replay.can_replay(ctx.held.as_ref()) => {
+                let again = self.give_up(ctx, OwnError::WorkerFailed, "stale-connection");
+                if again && !self.others_left(ctx) {
+                    // Its connection was stale, the worker is not: better it than nobody.
+                    ctx.tried.clear();
+                }
+                error.set_retry(again);
+            }
+            Loss::Stale | Loss::Timeout | Loss::Broken => {
+                ctx.record_outcome(&self.fleet, Outcome::Failure, now);
+                ctx.failure = ctx.failure.take().or(loss.own_error());
+            }
+        }
+        error
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut RequestContext,
+    ) -> PingoraResult<()> {
+        finish::on_response_header(&self.fleet, response, ctx);
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut RequestContext,
+    ) -> PingoraResult<()> {
+        respond::stamp(response, ctx)?;
+        if !response.status.is_informational() {
+            // Nothing can be retried from here on.
+            ctx.held = None;
+            ctx.facts.prompts = Vec::new();
+            if !self.keeps_clients() {
+                session.set_keepalive(None);
+            }
+        }
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        chunk: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut RequestContext,
+    ) -> PingoraResult<Option<Duration>> {
+        finish::on_response_chunk(&self.fleet, chunk.as_ref(), end, ctx);
+        Ok(None)
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        ctx: &mut RequestContext,
+    ) -> FailToProxy {
+        let error_code = finish::on_failure(session, error, ctx, self.keeps_clients()).await;
+        // The connection's own keep-alive state, set with the answer, has the last word.
+        FailToProxy { error_code, can_reuse_downstream: ctx.tries == 0 }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestContext) {
+        finish::on_end(session, error, ctx);
+    }
+
+    /// Pingora's own error lines name peers and headers; ours are in the access log.
+    fn suppress_error_log(&self, _session: &Session, _ctx: &RequestContext, _error: &Error) -> bool {
+        true
+    }
+}
+
+impl Proxy {
+    fn others_left(&self, ctx: &RequestContext) -> bool {
+        let model = ctx.facts.model.as_deref();
+        self.fleet.members().iter().any(|member| {
+            member.health() == crate::fleet::Health::Healthy
+                && member.serves(model)
+                && !crate::fleet::is_tried(&ctx.tried, member.id())
+        })
+    }
+}

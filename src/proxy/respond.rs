@@ -1,0 +1,88 @@
+//! Answers of our own, and the headers on every answer. The only place that writes an error.
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, header};
+use pingora::{Result as PingoraResult, http::ResponseHeader, prelude::Session};
+
+use super::context::RequestContext;
+use crate::{routing::Reason, wire::error_body::OwnError};
+
+/// Worker that answered, or `none`.
+pub(super) const BACKEND: HeaderName = HeaderName::from_static("x-router-backend");
+/// Why it was picked.
+pub(super) const REASON: HeaderName = HeaderName::from_static("x-router-reason");
+/// Matched blocks / blocks of the prompt.
+pub(super) const MATCHED: HeaderName = HeaderName::from_static("x-router-matched");
+/// Names the request in all logs.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Chooses a policy, where the configuration allows it.
+pub(super) const POLICY: HeaderName = HeaderName::from_static("x-router-policy");
+
+/// Names that mean something only when we say them.
+pub(super) const OURS: [HeaderName; 5] = [BACKEND, REASON, MATCHED, REQUEST_ID, POLICY];
+
+/// Puts the router's headers on an answer, in the place of any that came from elsewhere.
+///
+/// # Errors
+/// None in practice: the values are checked where they are made.
+pub(super) fn stamp(response: &mut ResponseHeader, ctx: &RequestContext) -> PingoraResult<()> {
+    response.remove_header(&POLICY);
+    response.insert_header(BACKEND, ctx.worker_label())?;
+    response.insert_header(REASON, ctx.reason.map_or("none", Reason::as_str))?;
+    let (matched, total) = ctx.matched;
+    response.insert_header(MATCHED, format!("{matched}/{total}"))?;
+    response.insert_header(REQUEST_ID, ctx.request_id.as_str())
+}
+
+/// Sends an answer of our own; the connection stays open only if `keep` is set.
+///
+/// # Errors
+/// The client is gone.
+pub(super) async fn send(
+    session: &mut Session,
+    ctx: &mut RequestContext,
+    status: u16,
+    body: Vec<u8>,
+    retry_after_s: Option<u32>,
+    keep: bool,
+) -> PingoraResult<()> {
+    ctx.own_status = Some(status);
+    let mut response = ResponseHeader::build(status, Some(8))?;
+    response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
+    response.insert_header(header::CONTENT_LENGTH, body.len())?;
+    if let Some(seconds) = retry_after_s {
+        response.insert_header(header::RETRY_AFTER, seconds)?;
+    }
+    stamp(&mut response, ctx)?;
+    if !keep {
+        session.set_keepalive(None);
+    }
+    let head_only = session.req_header().method == http::Method::HEAD || body.is_empty();
+    session.write_response_header(Box::new(response), head_only).await?;
+    if !head_only {
+        ctx.stream.bytes_out += body.len() as u64;
+        session.write_response_body(Some(Bytes::from(body)), true).await?;
+    }
+    Ok(())
+}
+
+/// Sends one of our own errors.
+///
+/// # Errors
+/// The client is gone.
+pub(super) async fn send_error(
+    session: &mut Session,
+    ctx: &mut RequestContext,
+    error: &OwnError,
+    keep: bool,
+) -> PingoraResult<()> {
+    let reason = error.reason();
+    if reason != Reason::WorkerFailed {
+        // A worker that failed keeps its name on the answer; here none was involved.
+        ctx.worker = None;
+        ctx.matched = (0, ctx.matched.1);
+    }
+    ctx.reason = Some(reason);
+    crate::telemetry::events::decided(reason);
+    send(session, ctx, error.status(), error.body(), error.retry_after_s(), keep).await
+}

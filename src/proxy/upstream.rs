@@ -1,0 +1,113 @@
+//! A worker to a Pingora peer, and what an upstream error means.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use pingora::{
+    Error, ErrorSource, ErrorType,
+    prelude::HttpPeer,
+    tls::x509::X509,
+};
+
+use super::context::Attempt;
+use crate::{
+    config::{Config, ConfigError, Timeouts, WorkerUrl},
+    wire::error_body::OwnError,
+};
+
+/// How soon after a reused connection stood its loss still means that it was stale: the worker
+/// had closed it before it saw the request. Later, it may have accepted the request.
+const STALE_WITHIN: Duration = Duration::from_millis(100);
+
+/// Makes peers.
+#[derive(Debug, Clone)]
+pub struct Peers {
+    timeouts: Timeouts,
+    verify: bool,
+    ca: Option<Arc<Box<[X509]>>>,
+}
+
+impl Peers {
+    /// Reads the extra certificate authorities, if any.
+    ///
+    /// # Errors
+    /// When the file has gone since the configuration was checked.
+    pub fn new(config: &Config) -> Result<Self, ConfigError> {
+        let ca = match &config.upstream_tls.ca {
+            None => None,
+            Some(path) => {
+                let bad = |problem: String| {
+                    let value = format!("`{}`", path.display());
+                    ConfigError::new("upstream_tls.ca", value, problem, "give a PEM file")
+                };
+                let pem = std::fs::read(path).map_err(|error| bad(error.to_string()))?;
+                let chain = X509::stack_from_pem(&pem).map_err(|error| bad(error.to_string()))?;
+                Some(Arc::new(chain.into_boxed_slice()))
+            }
+        };
+        Ok(Self { timeouts: config.timeouts, verify: config.upstream_tls.verify, ca })
+    }
+
+    /// The peer of a worker.
+    pub fn of(&self, url: &WorkerUrl) -> HttpPeer {
+        let mut peer = HttpPeer::new(url.addr, url.https, url.host.clone());
+        let options = &mut peer.options;
+        options.connection_timeout = Some(self.timeouts.connect);
+        options.total_connection_timeout = Some(self.timeouts.connect);
+        options.read_timeout = Some(self.timeouts.silence);
+        options.write_timeout = Some(self.timeouts.silence);
+        // Below the engine's keep-alive (uvicorn: 5 s), or the pool hands out dying connections.
+        options.idle_timeout = Some(self.timeouts.pool_idle);
+        options.verify_cert = self.verify;
+        options.verify_hostname = self.verify;
+        options.ca.clone_from(&self.ca);
+        peer
+    }
+}
+
+/// What an error after the connection stood means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// The client left or misbehaved: says nothing of the worker.
+    Client,
+    /// The pooled connection was stale: the worker never saw the request.
+    Stale,
+    /// The worker was silent for too long.
+    Timeout,
+    /// The worker broke off.
+    Broken,
+}
+
+impl Loss {
+    /// Reads `error`, which came before or after the answer began.
+    pub(super) fn of(error: &Error, attempt: &Attempt, reused: bool, answered: bool, now: Instant) -> Self {
+        if *error.esource() != ErrorSource::Upstream {
+            return Loss::Client;
+        }
+        if matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout) {
+            return Loss::Timeout;
+        }
+        let lost = matches!(
+            error.etype(),
+            ErrorType::ConnectionClosed
+                | ErrorType::ReadError
+                | ErrorType::WriteError
+                | ErrorType::H1Error
+        );
+        let fresh = attempt
+            .connected_at
+            .is_some_and(|at| now.saturating_duration_since(at) <= STALE_WITHIN);
+        if reused && !answered && lost && fresh { Loss::Stale } else { Loss::Broken }
+    }
+
+    /// What the client is told.
+    pub(super) fn own_error(self) -> Option<OwnError> {
+        match self {
+            Loss::Client => None,
+            Loss::Timeout => Some(OwnError::WorkerTimeout),
+            Loss::Stale | Loss::Broken => Some(OwnError::WorkerFailed),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! HTTP of the report listener.
+
+use async_trait::async_trait;
+use http::{Method, Response, StatusCode, header};
+use pingora::{apps::http_app::ServeHttp, protocols::http::ServerSession};
+use serde_json::json;
+use subtle::ConstantTimeEq;
+
+use super::queue::Queue;
+use crate::{
+    config::ReportsConfig,
+    fleet::{ApplyError, HeartbeatError},
+    telemetry::events,
+    wire::report::{self, Batch, Heartbeat, Malformed},
+    wire_http::{BodyError, error_response, json_response, read_body},
+};
+
+/// `POST /v1/heartbeat` and `POST /v1/events`.
+pub struct ReportListener {
+    config: ReportsConfig,
+    queue: Queue,
+}
+
+type Answer = Response<Vec<u8>>;
+
+impl ReportListener {
+    /// A listener that feeds `queue`.
+    pub fn new(config: ReportsConfig, queue: Queue) -> Self {
+        Self { config, queue }
+    }
+
+    async fn answer(&self, session: &mut ServerSession) -> Answer {
+        let request = session.req_header();
+        let (method, path) = (request.method.clone(), request.uri.path().to_owned());
+        if !matches!(&*path, "/v1/heartbeat" | "/v1/events") {
+            let message = "known: POST /v1/heartbeat, POST /v1/events";
+            return error_response(StatusCode::NOT_FOUND, "not_found", message);
+        }
+        if method != Method::POST {
+            let message = "reports are sent with POST";
+            return error_response(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
+        }
+        if !self.is_authorized(session) {
+            events::reported("unauthorized");
+            let message = "send `Authorization: Bearer` with the token of `reports.token`";
+            return error_response(StatusCode::UNAUTHORIZED, "unauthorized", message);
+        }
+        let body = match read_body(session, self.config.body_bytes_max).await {
+            Ok(body) => body,
+            Err(BodyError::TooLarge) => {
+                events::reported("too_large");
+                session.set_keepalive(None);
+                let message = format!("a report has at most {} bytes", self.config.body_bytes_max);
+                return error_response(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", &message);
+            }
+            Err(BodyError::Lost) => {
+                events::reported("lost");
+                session.set_keepalive(None);
+                let message = "the body did not arrive";
+                return error_response(StatusCode::REQUEST_TIMEOUT, "body_timeout", message);
+            }
+        };
+        if path == "/v1/heartbeat" { self.heartbeat(&body).await } else { self.events(&body).await }
+    }
+
+    fn is_authorized(&self, session: &ServerSession) -> bool {
+        let Some(token) = &self.config.token else { return true };
+        let given = session.req_header().headers.get(header::AUTHORIZATION);
+        let given = given.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        // Compares in the same time wherever two tokens of a length differ.
+        given.is_some_and(|given| given.ct_eq(token.as_bytes()).into())
+    }
+
+    async fn heartbeat(&self, body: &[u8]) -> Answer {
+        let beat = match report::parse::<Heartbeat>(body) {
+            Ok(beat) => beat,
+            Err(malformed) => return refuse(&malformed),
+        };
+        match self.queue.heartbeat(beat).await {
+            Err(super::queue::Full) => busy(),
+            Ok(Ok(joined)) => {
+                events::reported("heartbeat");
+                json_response(StatusCode::OK, &json!({"ok": true, "joined": joined}))
+            }
+            Ok(Err(HeartbeatError::Malformed(malformed))) => refuse(&malformed),
+            Ok(Err(error @ HeartbeatError::JoinOff(_))) => {
+                events::reported("unknown_worker");
+                error_response(StatusCode::NOT_FOUND, "unknown_worker", &error.to_string())
+            }
+            Ok(Err(error @ HeartbeatError::Full(_))) => {
+                events::reported("fleet_full");
+                error_response(StatusCode::SERVICE_UNAVAILABLE, "fleet_full", &error.to_string())
+            }
+        }
+    }
+
+    async fn events(&self, body: &[u8]) -> Answer {
+        let batch = match report::parse::<Batch>(body) {
+            Ok(batch) => batch,
+            Err(malformed) => return refuse(&malformed),
+        };
+        match self.queue.batch(batch).await {
+            Err(super::queue::Full) => busy(),
+            Ok(Ok(applied)) => {
+                events::reported(match applied {
+                    _ if applied.repeat => "repeat",
+                    _ if applied.resync => "gap",
+                    _ => "applied",
+                });
+                json_response(StatusCode::OK, &json!(applied))
+            }
+            Ok(Err(ApplyError::Malformed(malformed))) => refuse(&malformed),
+            Ok(Err(error @ ApplyError::UnknownWorker(_))) => {
+                events::reported("unknown_worker");
+                error_response(StatusCode::NOT_FOUND, "unknown_worker", &error.to_string())
+            }
+        }
+    }
+}
+
+fn refuse(malformed: &Malformed) -> Answer {
+    let (status, code) = if malformed.unsupported {
+        (StatusCode::UNPROCESSABLE_ENTITY, "unsupported")
+    } else {
+        (StatusCode::BAD_REQUEST, "malformed")
+    };
+    events::reported(code);
+    let body = json!({"error": {
+        "code": code, "field": malformed.field, "message": malformed.to_string(),
+    }});
+    json_response(status, &body)
+}
+
+fn busy() -> Answer {
+    events::reported("queue_full");
+    let mut answer =
+        error_response(StatusCode::SERVICE_UNAVAILABLE, "queue_full", "send this report again");
+    answer.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+    answer
+}
+
+#[async_trait]
+impl ServeHttp for ReportListener {
+    async fn response(&self, session: &mut ServerSession) -> Answer {
+        self.answer(session).await
+    }
+}

@@ -1,0 +1,490 @@
+//! Cuts a prompt into blocks and names each by a chained hash.
+//!
+//! A block hash commits to every byte before it, so equal hashes at one depth mean equal prefixes
+//! and an index needs no text. The chain is `h[i] = XXH3-64(block[i], seed = h[i - 1])` (XXH3 of
+//! <https://xxhash.com>, 64 bits), begun at a [`Root`] that a per-process [`Secret`] keys, so that
+//! no client can aim a collision. A random one is expected after some 2^32 blocks; it costs a
+//! cache miss on a worker, never a wrong answer. A cryptographic hash was turned down: ten times
+//! the time per byte, for a name that never leaves the process.
+//!
+//! Only full blocks have a name: engines cache only full blocks too.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+
+use xxhash_rust::xxh3::{Xxh3Builder, xxh3_64_with_seed};
+
+/// The chained name of one block: it stands for the block and all that comes before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockHash(u64);
+
+impl BlockHash {
+    /// Takes a hash computed elsewhere; every bit must be as good as random.
+    pub const fn new(hash: u64) -> Self {
+        Self(hash)
+    }
+
+    /// The hash as a number.
+    pub const fn as_u64(self) -> u64 {
+        self.0
+    }
+}
+
+/// Where a chain begins: what has to be equal before two prompts may share a block at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Root(u64);
+
+/// The state of a chain after any number of blocks: the last block's hash, or the root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Chain(u64);
+
+impl Chain {
+    /// The last block's hash; meaningless when there is none yet.
+    pub(super) const fn last_block(self) -> BlockHash {
+        BlockHash(self.0)
+    }
+}
+
+impl From<Root> for Chain {
+    fn from(root: Root) -> Self {
+        Self(root.0)
+    }
+}
+
+impl From<BlockHash> for Chain {
+    fn from(block: BlockHash) -> Self {
+        Self(block.0)
+    }
+}
+
+/// The per-process key of every root.
+#[derive(Clone)]
+pub struct Secret([u8; 192]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+impl Secret {
+    /// Stretches a random seed to the 192 bytes that XXH3 takes, by SplitMix64 (Steele, Lea and
+    /// Flood, OOPSLA 2014). The seed must not be known to clients.
+    pub fn from_seed(seed: u64) -> Self {
+        let mut secret = [0; 192];
+        let mut state = seed;
+        for word in secret.chunks_exact_mut(8) {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            word.copy_from_slice(&mix(state).to_le_bytes());
+        }
+        Self(secret)
+    }
+
+    /// The root for an ordered list of tagged fields (model, adapter, salt, ...).
+    ///
+    /// Each field is hashed as its tag, its length (8 bytes, little endian) and its bytes, so no
+    /// two different lists hash the same bytes.
+    pub fn root(&self, fields: &[(u8, &[u8])]) -> Root {
+        let mut hash = Xxh3Builder::new().with_secret(self.0).build();
+        for (tag, bytes) in fields {
+            hash.update(&[*tag]);
+            hash.update(&(bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        }
+        Root(hash.digest())
+    }
+}
+
+/// Hashes a prompt that arrives in slices; any cut into slices gives the same blocks.
+#[derive(Clone, Debug)]
+pub struct BlockHasher {
+    chain: Chain,
+    block_bytes: NonZeroUsize,
+    /// Bytes after the last full block, fewer than `block_bytes`.
+    tail: Vec<u8>,
+    blocks: Vec<BlockHash>,
+    bytes: u64,
+}
+
+impl BlockHasher {
+    /// Begins a prompt under `root`, in blocks of `block_bytes`.
+    pub fn new(root: Root, block_bytes: NonZeroUsize) -> Self {
+        Self::resume(root, &[], block_bytes)
+    }
+
+    /// Goes on after the blocks that led to `chain`, with the `tail` bytes that followed them.
+    ///
+    /// [`blocks`](Self::blocks) and [`bytes`](Self::bytes) count from here; should `tail` hold
+    /// full blocks, they are hashed and listed first.
+    pub fn resume(chain: impl Into<Chain>, tail: &[u8], block_bytes: NonZeroUsize) -> Self {
+        let chain = chain.into();
+        let mut hasher =
+            Self { chain, block_bytes, tail: Vec::new(), blocks: Vec::new(), bytes: 0 };
+        hasher.push(tail);
+        hasher.bytes = 0;
+        hasher
+    }
+
+    /// Adds the next bytes of the prompt. Full blocks inside `bytes` are hashed where they lie;
+    /// only what begins or ends one is copied.
+    pub fn push(&mut self, mut bytes: &[u8]) {
+        self.bytes += bytes.len() as u64;
+        let block_bytes = self.block_bytes.get();
+        if !self.tail.is_empty() {
+            let (head, rest) = bytes.split_at(bytes.len().min(block_bytes - self.tail.len()));
+            self.tail.extend_from_slice(head);
+            bytes = rest;
+            if self.tail.len() < block_bytes {
+                return;
+            }
+            let hash = xxh3_64_with_seed(&self.tail, self.chain.0);
+            self.tail.clear();
+            self.close_block(hash);
+        }
+        let blocks = bytes.chunks_exact(block_bytes);
+        self.tail.extend_from_slice(blocks.remainder());
+        for block in blocks {
+            self.close_block(xxh3_64_with_seed(block, self.chain.0));
+        }
+    }
+
+    fn close_block(&mut self, hash: u64) {
+        self.chain = Chain(hash);
+        self.blocks.push(BlockHash(hash));
+    }
+
+    /// The full blocks so far, in order.
+    pub fn blocks(&self) -> &[BlockHash] {
+        &self.blocks
+    }
+
+    /// The bytes after the last full block.
+    pub fn tail(&self) -> &[u8] {
+        &self.tail
+    }
+
+    /// The last full block's hash, or what the hasher was started from.
+    pub fn chain(&self) -> Chain {
+        self.chain
+    }
+
+    /// How many bytes were pushed.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The full blocks of the whole prompt; the tail has no name.
+    pub fn finish(self) -> Vec<BlockHash> {
+        self.blocks
+    }
+}
+
+/// SplitMix64's finalizer: a bijection that spreads every input bit over all output bits.
+pub(super) const fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+/// What a [`PlaceMap`] keeps under a hash: a slot number, and a number whose meaning is the user's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Below `u32::MAX`, which marks an empty slot.
+    pub(super) id: u32,
+    pub(super) depth: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    key: u64,
+    place: Place,
+}
+
+const EMPTY: Slot = Slot { key: 0, place: Place { id: u32::MAX, depth: 0 } };
+
+impl Slot {
+    const fn is_empty(&self) -> bool {
+        self.place.id == u32::MAX
+    }
+}
+
+/// A map from hashes (keys are used as they are, without hashing them again) to places.
+///
+/// Robin Hood linear probing with backward shift (Celis 1986): a removal leaves no tombstone, so
+/// churn neither fills the table nor forces a rebuild, and the size is any number of 16-byte slots,
+/// which a map of powers of two (hashbrown) does not offer: that one doubles in the middle of a
+/// byte bound, and again when tombstones pile up. A key's home grows with the key, so a resize
+/// streams through both tables in order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PlaceMap {
+    slots: Vec<Slot>,
+    len: usize,
+}
+
+impl PlaceMap {
+    /// Slots are at most 7/8 full.
+    const fn slots_for(len: usize) -> usize {
+        if len == 0 { 0 } else { len + len / 7 + 1 }
+    }
+
+    pub(super) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Heap bytes held; the slots are allocated to the exact number.
+    pub(super) const fn bytes(&self) -> usize {
+        self.slots.capacity() * size_of::<Slot>()
+    }
+
+    /// Heap bytes of a table just large enough for `len` keys.
+    pub(super) const fn bytes_for(len: usize) -> usize {
+        Self::slots_for(len) * size_of::<Slot>()
+    }
+
+    /// Heap bytes once `len` keys are in: those of now, or of the smallest step up. A step is an
+    /// eighth at least, or a table at its bound would be rebuilt for every key.
+    pub(super) fn bytes_with(&self, len: usize) -> usize {
+        let slots = self.slots.len();
+        let needed = Self::slots_for(len);
+        if needed <= slots {
+            return self.bytes();
+        }
+        needed.max(slots + slots / 8) * size_of::<Slot>()
+    }
+
+    /// Makes room for `len` keys: by a half where `bytes_max` allows, by the smallest step where
+    /// it does not.
+    pub(super) fn reserve(&mut self, len: usize, bytes_max: usize) {
+        let slots = self.slots.len();
+        if Self::slots_for(len) > slots {
+            let least = self.bytes_with(len) / size_of::<Slot>();
+            let most = bytes_max / size_of::<Slot>();
+            self.resize((slots + slots / 2).min(most).max(least));
+        }
+    }
+
+    /// Gives memory back when less than half full, leaving room to grow again.
+    pub(super) fn shrink_when_sparse(&mut self) {
+        if self.len * 2 < self.slots.len() {
+            let wanted = Self::slots_for(self.len + self.len / 4);
+            if wanted < self.slots.len() {
+                self.resize(wanted);
+            }
+        }
+    }
+
+    /// Gives back all that the present keys do not need.
+    pub(super) fn shrink_to_fit(&mut self) {
+        self.resize(Self::slots_for(self.len));
+    }
+
+    fn resize(&mut self, slots: usize) {
+        let mut fresh = Vec::new();
+        fresh.reserve_exact(slots);
+        fresh.resize(slots, EMPTY);
+        let old = std::mem::replace(&mut self.slots, fresh);
+        for slot in old.into_iter().filter(|slot| !slot.is_empty()) {
+            self.settle(slot);
+        }
+    }
+
+    fn home(&self, key: u64) -> usize {
+        ((u128::from(key) * self.slots.len() as u128) >> 64) as usize
+    }
+
+    const fn after(&self, at: usize) -> usize {
+        if at + 1 == self.slots.len() { 0 } else { at + 1 }
+    }
+
+    /// How far the key at `at` lies behind its home.
+    fn distance(&self, at: usize) -> usize {
+        let home = self.home(self.slots[at].key);
+        if at >= home { at - home } else { at + self.slots.len() - home }
+    }
+
+    fn find(&self, key: u64) -> Option<usize> {
+        if self.len == 0 {
+            return None;
+        }
+        let mut at = self.home(key);
+        let mut distance = 0;
+        loop {
+            let slot = &self.slots[at];
+            if slot.is_empty() {
+                return None;
+            }
+            if slot.key == key {
+                return Some(at);
+            }
+            // Robin Hood's order: our key would have taken the place of one nearer its home.
+            if self.distance(at) < distance {
+                return None;
+            }
+            at = self.after(at);
+            distance += 1;
+        }
+    }
+
+    pub(super) fn get(&self, key: u64) -> Option<Place> {
+        self.find(key).map(|at| self.slots[at].place)
+    }
+
+    /// Sets or replaces what lies under `key`; grows when full, so reserve first where a byte
+    /// bound holds.
+    pub(super) fn set(&mut self, key: u64, place: Place) {
+        debug_assert!(place.id < u32::MAX);
+        if let Some(at) = self.find(key) {
+            self.slots[at].place = place;
+            return;
+        }
+        self.reserve(self.len + 1, usize::MAX);
+        self.len += 1;
+        self.settle(Slot { key, place });
+    }
+
+    /// Puts a slot whose key is not in the table into its place.
+    fn settle(&mut self, mut slot: Slot) {
+        let mut at = self.home(slot.key);
+        let mut distance = 0;
+        while !self.slots[at].is_empty() {
+            let resident = self.distance(at);
+            if resident < distance {
+                std::mem::swap(&mut self.slots[at], &mut slot);
+                distance = resident;
+            }
+            at = self.after(at);
+            distance += 1;
+        }
+        self.slots[at] = slot;
+    }
+
+    pub(super) fn remove(&mut self, key: u64) -> Option<Place> {
+        let mut at = self.find(key)?;
+        let place = self.slots[at].place;
+        let mut next = self.after(at);
+        while !self.slots[next].is_empty() && self.distance(next) > 0 {
+            self.slots[at] = self.slots[next];
+            at = next;
+            next = self.after(at);
+        }
+        self.slots[at] = EMPTY;
+        self.len -= 1;
+        Some(place)
+    }
+
+    /// Asserts that every key can be found and that the count is right. Walks all slots.
+    pub(super) fn check(&self) {
+        let held = self.slots.iter().filter(|slot| !slot.is_empty());
+        assert_eq!(held.clone().count(), self.len, "keys counted");
+        assert!(held.clone().all(|slot| self.find(slot.key).is_some()), "a key cannot be found");
+        assert!(Self::slots_for(self.len) <= self.slots.len(), "table too full");
+        assert_eq!(self.slots.len(), self.slots.capacity(), "slots are exact");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BLOCK_BYTES: NonZeroUsize = NonZeroUsize::new(7).expect("not zero");
+
+    fn root() -> Root {
+        Secret::from_seed(1).root(&[(1, b"model")])
+    }
+
+    fn whole(root: Root, prompt: &[u8]) -> BlockHasher {
+        let mut hasher = BlockHasher::new(root, BLOCK_BYTES);
+        hasher.push(prompt);
+        hasher
+    }
+
+    #[test]
+    fn only_full_blocks_have_a_name() {
+        for (bytes, blocks) in [(0, 0), (6, 0), (7, 1), (13, 1), (14, 2)] {
+            let hasher = whole(root(), &vec![b'a'; bytes]);
+            assert_eq!(hasher.blocks().len(), blocks);
+            assert_eq!(hasher.tail().len(), bytes - 7 * blocks);
+            assert_eq!(hasher.bytes(), bytes as u64);
+        }
+    }
+
+    #[test]
+    fn a_block_commits_to_all_before_it() {
+        let a = whole(root(), b"1234567abcdefg").finish();
+        let b = whole(root(), b"1234568abcdefg").finish();
+        let c = whole(Secret::from_seed(2).root(&[(1, b"model")]), b"1234567abcdefg").finish();
+        assert!(a[0] != b[0] && a[1] != b[1] && a[0] != c[0] && a[1] != c[1]);
+        assert_eq!(a[0].as_u64(), xxh3_64_with_seed(b"1234567", root().0));
+        assert_eq!(a[1].as_u64(), xxh3_64_with_seed(b"abcdefg", a[0].as_u64()));
+    }
+
+    #[test]
+    fn field_boundaries_tags_and_order_change_the_root() {
+        let secret = Secret::from_seed(3);
+        let roots: [&[(u8, &[u8])]; 7] = [
+            &[],
+            &[(1, b"ab"), (2, b"c")],
+            &[(1, b"a"), (2, b"bc")],
+            &[(2, b"ab"), (1, b"c")],
+            &[(1, b"c"), (2, b"ab")],
+            &[(1, b"abc")],
+            &[(1, b"ab"), (2, b"c"), (3, b"")],
+        ];
+        let roots: std::collections::HashSet<_> =
+            roots.iter().map(|fields| secret.root(fields)).collect();
+        assert_eq!(roots.len(), 7);
+        assert_eq!(format!("{secret:?}"), "Secret(..)");
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_into_slices_gives_the_same_blocks(
+            slices in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..8),
+            resume_at in any::<prop::sample::Index>(),
+        ) {
+            let prompt = slices.concat();
+            let expected = whole(root(), &prompt);
+            let mut hasher = BlockHasher::new(root(), BLOCK_BYTES);
+            for slice in &slices {
+                hasher.push(slice);
+            }
+            prop_assert_eq!(hasher.blocks(), expected.blocks());
+            prop_assert_eq!(hasher.tail(), expected.tail());
+            prop_assert_eq!(hasher.chain(), expected.chain());
+            prop_assert_eq!(hasher.bytes(), prompt.len() as u64);
+
+            let (head, rest) = prompt.split_at(resume_at.index(prompt.len() + 1));
+            let head = whole(root(), head);
+            let mut resumed = BlockHasher::resume(head.chain(), head.tail(), BLOCK_BYTES);
+            resumed.push(rest);
+            prop_assert_eq!([head.blocks(), resumed.blocks()].concat(), expected.blocks());
+            prop_assert_eq!(resumed.tail(), expected.tail());
+        }
+
+        /// Keys come from a narrow range of high bits too, so that runs form, and run round the
+        /// table's end.
+        #[test]
+        fn a_place_map_answers_as_std_does(
+            steps in prop::collection::vec((0..4u8, 0..60u64, any::<bool>()), 0..300)
+        ) {
+            let (mut map, mut model) = (PlaceMap::default(), std::collections::HashMap::new());
+            for (number, (action, key, high)) in steps.into_iter().enumerate() {
+                let key = if high { !key } else { mix(key) };
+                let place = Place { id: number as u32, depth: 0 };
+                match action {
+                    0 | 1 => {
+                        map.set(key, place);
+                        model.insert(key, place);
+                    }
+                    2 => prop_assert_eq!(map.remove(key), model.remove(&key)),
+                    _ => map.shrink_when_sparse(),
+                }
+                map.check();
+                prop_assert_eq!(map.len(), model.len());
+                prop_assert!(model.iter().all(|(key, place)| map.get(*key) == Some(*place)));
+            }
+        }
+    }
+}

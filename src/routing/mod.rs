@@ -1,0 +1,60 @@
+//! The decisions, kept pure: no I/O, async, locks, atomics, clock, random source, logs or metrics.
+//!
+//! Everything here is a function of its arguments. Time arrives as an `Instant`, randomness as an
+//! `Rng`, and what happened goes back as a value (`Decision`, `Transition`) that the shell turns
+//! into headers, metrics and log lines. That is what lets the tests replay any history in virtual
+//! time; the alternative, decisions that read shared state themselves, can be tested only by
+//! running the proxy.
+//!
+//! * [`block`] cuts a prompt into blocks, [`prefix`] remembers which worker should hold which.
+//! * [`worker`] and [`load`] are what a decision may know of a worker.
+//! * [`policy`] picks one; [`saturation`] is its last fence, [`consistent`] its hash order.
+//! * [`breaker`] (with [`window`]) takes failing workers out of the candidates for a while.
+//! * [`rate`] learns how fast each worker prefills.
+
+pub mod block;
+pub mod breaker;
+pub mod consistent;
+pub mod load;
+pub mod policy;
+pub mod prefix;
+pub mod rate;
+pub mod saturation;
+pub mod window;
+pub mod worker;
+
+pub use breaker::{
+    Admission, Breaker, BreakerParams, BreakerSettings, BreakerState, Cause, Outcome, Transition,
+    may_eject,
+};
+pub use load::Load;
+pub use policy::{
+    Ask, Decision, Policy, PolicyParams, PolicySettings, PromptKind, Reason, Shed, pick,
+};
+pub use rate::{FleetRate, PrefillRate};
+pub use saturation::Headroom;
+pub use worker::{Candidate, InvalidWorkerId, WorkerId};
+
+/// A setting lies outside its range. The text names the setting, its value and the range.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{name} is {value}: it must be {must_be}")]
+pub struct OutOfRange {
+    /// The setting, by the name of its field.
+    pub name: &'static str,
+    /// The refused value, as text: settings differ in type.
+    pub value: String,
+    /// What would be accepted.
+    pub must_be: &'static str,
+}
+
+impl OutOfRange {
+    /// `Ok` where `ok`, else the error for the setting `name`.
+    pub(crate) fn unless(
+        ok: bool,
+        name: &'static str,
+        value: impl std::fmt::Debug,
+        must_be: &'static str,
+    ) -> Result<(), Self> {
+        if ok { Ok(()) } else { Err(Self { name, value: format!("{value:?}"), must_be }) }
+    }
+}

@@ -1,0 +1,575 @@
+//! Applies a worker's own reports (stored, removed, cleared) to its prefix index.
+//!
+//! Engines name their blocks themselves and cut them by tokens, so an engine block covers any
+//! number of text bytes and ends anywhere in one of ours. One of ours is held once the engine block
+//! that completes it is stored, if all others under it are held too, and is removed with any engine
+//! block under it, whatever had presumed it. At most one of our blocks that an engine block
+//! completes begins before it (the *joint*); a record is linked to its parent's only while they
+//! share such a block, so the walks here end within one block of ours.
+//!
+//! A record whose block is gone stays while others are linked to it, so that their joints come back
+//! when it is stored again. Rebuilding them from the index was turned down: it may have trimmed the
+//! hashes. Where two different chains of engine blocks carry the same text (tokenised twice), a
+//! removal in either removes what they share: too little is matched then, never too much.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::ops::{Index, IndexMut};
+
+use super::super::block::{BlockHash, BlockHasher, Chain, Place, PlaceMap, Root, mix};
+use super::{Bounds, Inserted, PrefixIndex, Stats};
+
+/// An engine's name for one of its blocks, as it reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EngineBlockId(pub u64);
+
+/// Why the rest of a stored report was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// A report was lost, or ours began in the middle; rooting the blocks would be a false match.
+    #[error("the parent engine block is not held")]
+    UnknownParent,
+    /// The byte bound on engine block records is reached.
+    #[error("no room for more engine block records")]
+    Full,
+}
+
+/// What a stored report changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoredOutcome {
+    /// Engine blocks taken, further copies included.
+    pub engine_blocks: usize,
+    /// Blocks of ours added to the index.
+    pub new_blocks: usize,
+    /// Blocks of ours trimmed to make room.
+    pub trimmed_blocks: usize,
+    /// Engine blocks not taken.
+    pub rejected_engine_blocks: usize,
+    /// Why, if any was not taken.
+    pub rejected: Option<Rejection>,
+}
+
+impl StoredOutcome {
+    fn reject(&mut self, reason: Rejection, engine_blocks: usize) {
+        self.rejected = Some(reason);
+        self.rejected_engine_blocks = engine_blocks;
+    }
+
+    fn add(&mut self, inserted: Inserted) {
+        self.new_blocks += inserted.new_blocks;
+        self.trimmed_blocks += inserted.trimmed_blocks;
+    }
+}
+
+/// What a removed report changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RemovedOutcome {
+    /// Ids held, be it that further copies remain.
+    pub known: usize,
+    /// Ids not held: never seen, rejected, or removed once too often.
+    pub unknown: usize,
+    /// Blocks of ours removed from the index.
+    pub removed_blocks: usize,
+}
+
+/// Sizes of the engine block records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Engine blocks held, each counted once.
+    pub engine_blocks: usize,
+    /// Records kept for engine blocks that are gone but share a block of ours with others.
+    pub gone_records: usize,
+    /// Heap bytes: records and table slots by capacity, and the bytes and hashes in records.
+    pub bytes: usize,
+}
+
+/// A slot of `EngineBlocks::records`, plus one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct RecordId(NonZeroU32);
+
+impl RecordId {
+    fn from_slot(slot: usize) -> Self {
+        let id = u32::try_from(slot + 1).ok().and_then(NonZeroU32::new);
+        Self(id.expect("2^32 records do not fit in memory"))
+    }
+
+    const fn slot(self) -> usize {
+        self.0.get() as usize - 1
+    }
+
+    const fn place(self) -> Place {
+        Place { id: self.0.get(), depth: 0 }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Record {
+    id: EngineBlockId,
+    /// The engine block before, if one of our blocks covers bytes of both.
+    parent: Option<EngineBlockId>,
+    /// Whether it begins inside one of our blocks; its `parent` may have been lost since.
+    joined: bool,
+    /// Physical copies; zero in a record kept for others.
+    copies: u32,
+    /// Our blocks complete at its end, from the root, and the chain there.
+    depth: u32,
+    chain: Chain,
+    /// Bytes after the last of those.
+    tail: Box<[u8]>,
+    /// Those of them that it completes.
+    completed: Box<[BlockHash]>,
+    /// The list of records whose `parent` it is, and its own place in such a list.
+    first_child: Option<RecordId>,
+    next: Option<RecordId>,
+    previous: Option<RecordId>,
+}
+
+impl Record {
+    fn heap_bytes(&self) -> usize {
+        self.tail.len() + size_of_val(&*self.completed)
+    }
+
+    /// The last of our blocks complete at its end.
+    fn above(&self) -> Option<BlockHash> {
+        (self.depth > 0).then(|| self.chain.last_block())
+    }
+
+    /// Whether this is the same text in the same place.
+    fn agrees(&self, other: &Self) -> bool {
+        let place = |r: &Self| (r.parent, r.joined, r.depth, r.chain);
+        place(self) == place(other) && self.tail == other.tail
+    }
+}
+
+/// The engine blocks that a worker reported, by id. Records lie densely in memory.
+#[derive(Clone, Debug)]
+pub struct EngineBlocks {
+    records: Vec<Record>,
+    by_id: PlaceMap,
+    /// Records with `copies` above zero.
+    held: usize,
+    /// Sum of `Record::heap_bytes`.
+    heap_bytes: usize,
+    bytes_max: usize,
+}
+
+impl EngineBlocks {
+    fn new(bytes_max: usize) -> Self {
+        let (records, by_id) = (Vec::new(), PlaceMap::default());
+        Self { records, by_id, held: 0, heap_bytes: 0, bytes_max }
+    }
+
+    fn stats(&self) -> EngineStats {
+        EngineStats {
+            engine_blocks: self.held,
+            gone_records: self.records.len() - self.held,
+            bytes: self.bytes(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.records.capacity() * size_of::<Record>() + self.by_id.bytes() + self.heap_bytes
+    }
+
+    fn find(&self, id: EngineBlockId) -> Option<RecordId> {
+        let place = self.by_id.get(mix(id.0))?;
+        Some(RecordId(NonZeroU32::new(place.id)?))
+    }
+
+    fn find_held(&self, id: EngineBlockId) -> Option<RecordId> {
+        self.find(id).filter(|&at| self[at].copies > 0)
+    }
+
+    /// Counts one more copy; true if there was none.
+    fn add_copy(&mut self, at: RecordId) -> bool {
+        let copies = &mut self[at].copies;
+        *copies = copies.saturating_add(1);
+        let revived = *copies == 1;
+        self.held += usize::from(revived);
+        revived
+    }
+
+    fn children(&self, of: RecordId) -> impl Iterator<Item = RecordId> {
+        std::iter::successors(self[of].first_child, move |&at| self[at].next)
+    }
+
+    /// Whether all that lies under the last, incomplete block of ours in `at` is held.
+    fn tail_is_covered(&self, mut at: RecordId) -> bool {
+        loop {
+            let record = &self[at];
+            if record.copies == 0 {
+                return false;
+            }
+            if !record.completed.is_empty() || !record.joined {
+                return true;
+            }
+            let Some(parent) = record.parent.and_then(|parent| self.find(parent)) else {
+                return false;
+            };
+            at = parent;
+        }
+    }
+
+    /// The records whose joint begins in the tail of `at`, each with the joint and whether all
+    /// that lies under it behind `at` is held.
+    fn joints_after(&self, at: RecordId) -> Vec<(&Record, BlockHash, bool)> {
+        let mut joints = Vec::new();
+        let mut todo = vec![(at, true)];
+        while let Some((at, covered)) = todo.pop() {
+            for child in self.children(at) {
+                let covered = covered && self[child].copies > 0;
+                match self[child].completed.first() {
+                    Some(&joint) => joints.push((&self[child], joint, covered)),
+                    None => todo.push((child, covered)),
+                }
+            }
+        }
+        joints
+    }
+
+    /// Adds a record unless it would exceed the bound.
+    fn add(&mut self, record: Record) -> Option<RecordId> {
+        let len = self.records.len();
+        let step = if len == self.records.capacity() { 4 + len / 8 } else { 0 };
+        let records = (self.records.capacity() + step) * size_of::<Record>();
+        let fixed = records + self.heap_bytes + record.heap_bytes();
+        if fixed + self.by_id.bytes_with(len + 1) > self.bytes_max {
+            return None;
+        }
+        let at = RecordId::from_slot(len);
+        self.records.reserve_exact(step);
+        self.by_id.reserve(len + 1, self.bytes_max - fixed);
+        self.by_id.set(mix(record.id.0), at.place());
+        self.heap_bytes += record.heap_bytes();
+        self.held += 1;
+        self.records.push(record);
+        if let Some(parent) = self[at].parent.and_then(|parent| self.find(parent)) {
+            let next = self[parent].first_child.replace(at);
+            self[at].next = next;
+            if let Some(next) = next {
+                self[next].previous = Some(at);
+            }
+        }
+        Some(at)
+    }
+
+    /// Sets what leads to `at` in its parent's list, and back to it from the one behind.
+    fn relink(&mut self, at: RecordId, forward: Option<RecordId>, back: Option<RecordId>) {
+        let Record { previous, next, parent, .. } = self[at];
+        if let Some(previous) = previous {
+            self[previous].next = forward;
+        } else if let Some(parent) = parent.and_then(|parent| self.find(parent)) {
+            self[parent].first_child = forward;
+        }
+        if let Some(next) = next {
+            self[next].previous = back;
+        }
+    }
+
+    /// Drops a record that is gone and has no other linked to it, and those above that it kept.
+    fn free(&mut self, mut at: RecordId) {
+        while self[at].copies == 0 && self[at].first_child.is_none() {
+            self.relink(at, self[at].next, self[at].previous);
+            let moved = RecordId::from_slot(self.records.len() - 1);
+            if moved != at {
+                self.relink(moved, Some(at), Some(at));
+                self.by_id.set(mix(self[moved].id.0), at.place());
+            }
+            let record = self.records.swap_remove(at.slot());
+            self.by_id.remove(mix(record.id.0));
+            self.heap_bytes -= record.heap_bytes();
+            let Some(parent) = record.parent.and_then(|parent| self.find(parent)) else { break };
+            at = parent;
+        }
+        self.by_id.shrink_when_sparse();
+        if self.records.len() * 4 < self.records.capacity() {
+            self.records.shrink_to(self.records.len() * 2);
+        }
+    }
+
+    /// Cuts the links of all records that are linked to `at`: their joints stay removed.
+    fn orphan_children(&mut self, at: RecordId) {
+        let mut child = self[at].first_child.take();
+        while let Some(id) = child {
+            let record = &mut self[id];
+            record.parent = None;
+            record.previous = None;
+            child = record.next.take();
+        }
+    }
+
+    fn check(&self) {
+        self.by_id.check();
+        assert_eq!(self.by_id.len(), self.records.len(), "records by id");
+        assert_eq!(
+            self.heap_bytes,
+            self.records.iter().map(Record::heap_bytes).sum::<usize>(),
+            "bytes"
+        );
+        assert_eq!(self.held, self.records.iter().filter(|r| r.copies > 0).count(), "held");
+        let mut linked = 0;
+        for (at, record) in self.records.iter().enumerate() {
+            assert_eq!(self.find(record.id), Some(RecordId::from_slot(at)), "record of an id");
+            assert!(record.copies > 0 || record.first_child.is_some(), "a record nobody needs");
+            let mut previous = None;
+            for child in self.children(RecordId::from_slot(at)) {
+                assert_eq!(self[child].parent, Some(record.id), "a child names its parent");
+                assert_eq!(self[child].previous, previous, "links disagree");
+                previous = Some(child);
+                linked += 1;
+            }
+        }
+        let with_parent = self.records.iter().filter(|record| record.parent.is_some()).count();
+        assert_eq!(linked, with_parent, "every child is in its parent's list");
+    }
+}
+
+impl Index<RecordId> for EngineBlocks {
+    type Output = Record;
+    fn index(&self, at: RecordId) -> &Record {
+        &self.records[at.slot()]
+    }
+}
+
+impl IndexMut<RecordId> for EngineBlocks {
+    fn index_mut(&mut self, at: RecordId) -> &mut Record {
+        &mut self.records[at.slot()]
+    }
+}
+
+/// A chain of engine blocks on its way into the records and the index.
+struct Run {
+    /// The block of ours before its first, and how many there are before.
+    above: Option<BlockHash>,
+    depth: u32,
+    hasher: BlockHasher,
+    /// How many of its blocks of ours are in the index or were left out.
+    inserted: usize,
+}
+
+impl Run {
+    /// The record of the engine block pushed last; `complete` blocks of ours came before it.
+    fn record(
+        &self,
+        id: EngineBlockId,
+        parent: Option<EngineBlockId>,
+        complete: usize,
+        joined: bool,
+    ) -> Record {
+        let blocks = self.hasher.blocks();
+        Record {
+            id,
+            parent,
+            joined,
+            copies: 1,
+            depth: self.depth + blocks.len() as u32,
+            chain: self.hasher.chain(),
+            tail: self.hasher.tail().into(),
+            completed: blocks[complete..].into(),
+            first_child: None,
+            next: None,
+            previous: None,
+        }
+    }
+}
+
+/// A worker's prefix index and the engine blocks that correct it.
+#[derive(Clone, Debug)]
+pub struct WorkerCache {
+    index: PrefixIndex,
+    engine_blocks: EngineBlocks,
+}
+
+impl WorkerCache {
+    /// Empty; `engine_bytes_max` bounds the heap bytes of engine block records.
+    pub fn new(bounds: Bounds, engine_bytes_max: usize) -> Self {
+        let engine_blocks = EngineBlocks::new(engine_bytes_max);
+        Self { index: PrefixIndex::new(bounds), engine_blocks }
+    }
+
+    /// Changes the bounds; returns how many blocks of ours were trimmed. Records over the new
+    /// bound stay until the engine removes them, but no more are taken.
+    pub fn set_bounds(&mut self, bounds: Bounds, engine_bytes_max: usize) -> usize {
+        self.engine_blocks.bytes_max = engine_bytes_max;
+        self.index.set_bounds(bounds)
+    }
+
+    /// The engine stored a chain of blocks (id, text), behind `parent` or else from `root` on.
+    ///
+    /// An id may come once per physical copy and counts as often. One that comes with another text
+    /// or place than before replaces what it stood for, in all copies: its removal was lost. The
+    /// first block rejected rejects all behind it. `block_bytes` is the size of our blocks, the
+    /// same in every call between two [`cleared`](Self::cleared).
+    pub fn stored<'a>(
+        &mut self,
+        root: Root,
+        mut parent: Option<EngineBlockId>,
+        mut blocks: impl Iterator<Item = (EngineBlockId, &'a [u8])>,
+        block_bytes: NonZeroUsize,
+    ) -> StoredOutcome {
+        let mut outcome = StoredOutcome::default();
+        let Some(mut run) = self.run_after(root, parent, block_bytes) else {
+            outcome.reject(Rejection::UnknownParent, blocks.count());
+            return outcome;
+        };
+        let mut revived = Vec::new();
+        while let Some((id, text)) = blocks.next() {
+            if parent == Some(id) {
+                outcome.reject(Rejection::UnknownParent, 1 + blocks.count());
+                break;
+            }
+            let (complete, joined) = (run.hasher.blocks().len(), !run.hasher.tail().is_empty());
+            run.hasher.push(text);
+            let record = run.record(id, parent.filter(|_| joined), complete, joined);
+            let completes = !record.completed.is_empty();
+            let mut known = self.engine_blocks.find(id);
+            if let Some(at) = known.filter(|&at| !self.engine_blocks[at].agrees(&record)) {
+                self.insert_run(&mut run, complete, &mut outcome);
+                self.forget(at);
+                known = None;
+            }
+            if let Some(at) = known {
+                if self.engine_blocks.add_copy(at) {
+                    revived.push(id);
+                }
+            } else if self.engine_blocks.add(record).is_none() {
+                self.insert_run(&mut run, complete, &mut outcome);
+                run.inserted = run.hasher.blocks().len();
+                outcome.reject(Rejection::Full, 1 + blocks.count());
+                break;
+            }
+            outcome.engine_blocks += 1;
+            let above = parent.and_then(|parent| self.engine_blocks.find(parent));
+            let covered = above.is_some_and(|above| self.engine_blocks.tail_is_covered(above));
+            if joined && completes && !covered {
+                self.insert_run(&mut run, complete, &mut outcome);
+                run.inserted = complete + 1;
+            }
+            parent = Some(id);
+        }
+        let complete = run.hasher.blocks().len();
+        self.insert_run(&mut run, complete, &mut outcome);
+        for id in revived {
+            self.restore_joints(id, &mut outcome);
+        }
+        outcome
+    }
+
+    /// The engine removed one copy of each of these blocks.
+    pub fn removed(&mut self, ids: &[EngineBlockId]) -> RemovedOutcome {
+        let mut outcome = RemovedOutcome::default();
+        for &id in ids {
+            let Some(at) = self.engine_blocks.find_held(id) else {
+                outcome.unknown += 1;
+                continue;
+            };
+            outcome.known += 1;
+            self.engine_blocks[at].copies -= 1;
+            if self.engine_blocks[at].copies == 0 {
+                outcome.removed_blocks += self.remove_covered(at);
+                self.engine_blocks.free(at);
+            }
+        }
+        outcome
+    }
+
+    /// The engine dropped its whole cache.
+    pub fn cleared(&mut self) {
+        self.index.clear();
+        self.engine_blocks = EngineBlocks::new(self.engine_blocks.bytes_max);
+    }
+
+    /// See [`PrefixIndex::insert`].
+    pub fn insert(&mut self, blocks: &[BlockHash]) -> Inserted {
+        self.index.insert(blocks)
+    }
+
+    /// See [`PrefixIndex::matched_blocks`].
+    pub fn matched_blocks(&self, blocks: &[BlockHash]) -> usize {
+        self.index.matched_blocks(blocks)
+    }
+
+    /// See [`PrefixIndex::touch`].
+    pub fn touch(&mut self, blocks: &[BlockHash]) {
+        self.index.touch(blocks);
+    }
+
+    /// See [`PrefixIndex::retract`].
+    pub fn retract(&mut self, blocks: &[BlockHash], keep: usize) -> usize {
+        self.index.retract(blocks, keep)
+    }
+
+    /// See [`PrefixIndex::stats`].
+    pub fn stats(&self) -> Stats {
+        self.index.stats()
+    }
+
+    /// Sizes of the engine block records, in O(1).
+    pub fn engine_stats(&self) -> EngineStats {
+        self.engine_blocks.stats()
+    }
+
+    /// Asserts every invariant of both parts.
+    pub fn check(&self) {
+        self.index.check();
+        self.engine_blocks.check();
+    }
+
+    fn run_after(
+        &self,
+        root: Root,
+        parent: Option<EngineBlockId>,
+        block_bytes: NonZeroUsize,
+    ) -> Option<Run> {
+        let Some(parent) = parent else {
+            let hasher = BlockHasher::new(root, block_bytes);
+            return Some(Run { above: None, depth: 0, hasher, inserted: 0 });
+        };
+        let record = &self.engine_blocks[self.engine_blocks.find_held(parent)?];
+        let hasher = BlockHasher::resume(record.chain, &record.tail, block_bytes);
+        Some(Run { above: record.above(), depth: record.depth, hasher, inserted: 0 })
+    }
+
+    /// Inserts the blocks of a run up to its block `end`, but for those inserted or left out.
+    fn insert_run(&mut self, run: &mut Run, end: usize, outcome: &mut StoredOutcome) {
+        let from = run.inserted;
+        if from < end {
+            let blocks = run.hasher.blocks();
+            let above = if from > 0 { Some(blocks[from - 1]) } else { run.above };
+            let depth = run.depth + from as u32;
+            outcome.add(self.index.insert_behind(above, depth, &blocks[from..end]));
+            run.inserted = end;
+        }
+    }
+
+    /// Brings back the blocks of ours that an engine block just stored again was missing under.
+    fn restore_joints(&mut self, id: EngineBlockId, outcome: &mut StoredOutcome) {
+        let Some(at) = self.engine_blocks.find_held(id) else { return };
+        if self.engine_blocks.tail_is_covered(at) {
+            let record = &self.engine_blocks[at];
+            for (_, joint, covered) in self.engine_blocks.joints_after(at) {
+                if covered {
+                    let inserted = self.index.insert_behind(record.above(), record.depth, &[joint]);
+                    outcome.add(inserted);
+                }
+            }
+        }
+    }
+
+    /// Counts an engine block as gone and removes every block of ours that it lies under.
+    fn remove_covered(&mut self, at: RecordId) -> usize {
+        self.engine_blocks.held -= 1;
+        let joints = self.engine_blocks.joints_after(at).into_iter();
+        let joints = joints.filter(|(by, ..)| by.copies > 0).map(|(_, joint, _)| joint);
+        let completed = self.engine_blocks[at].completed.iter().rev().copied();
+        joints.chain(completed).filter(|&block| self.index.remove(block)).count()
+    }
+
+    /// Drops an engine block in all copies.
+    fn forget(&mut self, at: RecordId) {
+        if std::mem::take(&mut self.engine_blocks[at].copies) > 0 {
+            self.remove_covered(at);
+        }
+        self.engine_blocks.orphan_children(at);
+        self.engine_blocks.free(at);
+    }
+}

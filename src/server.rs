@@ -1,0 +1,243 @@
+//! Composition root: the only file that knows every service.
+
+use std::{
+    net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use pingora::{
+    apps::HttpServerOptions,
+    apps::http_app::HttpServer,
+    listeners::tls::TlsSettings,
+    prelude::Server,
+    proxy::ProxyServiceBuilder,
+    server::{
+        RunArgs, ShutdownSignal, ShutdownSignalWatch,
+        configuration::ServerConf,
+    },
+    services::{background::background_service, listening::Service},
+};
+use pingora_prometheus::prometheus_http_service;
+use rand::Rng;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    admin::Admin,
+    clock,
+    config::{Config, ConfigError},
+    fleet::Fleet,
+    health::HealthService,
+    proxy::{Peers, Proxy},
+    reports::{Queue, ReportListener},
+    routing::block::Secret,
+    telemetry::{access_log, logging, metrics},
+};
+
+/// Between the signal to stop and the end of accepting: clients learn by `Connection: close`.
+const LET_GO: Duration = Duration::from_secs(1);
+/// How often a draining process looks whether it is empty.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Runs the load balancer until it is told to stop.
+///
+/// # Errors
+/// When an address cannot be bound or a file of the configuration has gone; nothing was started.
+pub fn run(config: Config) -> Result<(), ConfigError> {
+    for (addr, key) in config.addresses() {
+        // Bound and let go: Pingora binds later and would only panic in its own thread.
+        TcpListener::bind(addr).map_err(|error| {
+            let remedy = "stop what listens there, or choose another port";
+            ConfigError::new(key, addr, error.to_string(), remedy)
+        })?;
+    }
+    logging::start(&config.log);
+    let access_log_guard = config.log.access.then(|| access_log::start(config.log.json));
+    metrics::register_all();
+    metrics::BUILD_INFO.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+
+    let config = Arc::new(config);
+    let draining = Arc::new(AtomicBool::new(false));
+    let secret = Secret::from_seed(rand::rng().random());
+    let fleet = Arc::new(Fleet::new(config.clone(), secret, clock::now()));
+    let server = compose(&config, &fleet, &draining)?;
+    announce(&config);
+    let signal = Drain { draining, fleet, drain: config.timeouts.drain };
+    // Keeps the access log's writer alive until the end; `Drain` flushes it before it exits.
+    let _guard = AccessLogGuard::keep(access_log_guard);
+    server.run(RunArgs { shutdown_signal: Box::new(signal) });
+    Ok(())
+}
+
+fn compose(
+    config: &Arc<Config>,
+    fleet: &Arc<Fleet>,
+    draining: &Arc<AtomicBool>,
+) -> Result<Server, ConfigError> {
+    let conf = ServerConf {
+        threads: config.threads,
+        // Attempts, not retries.
+        max_retries: config.limits.retries_max + 1,
+        // A global LRU of idle connections: must exceed what the fleet can have in flight.
+        upstream_keepalive_pool_size: 16_384,
+        // We leave by ourselves as soon as we are empty; this is the latest.
+        grace_period_seconds: Some(config.timeouts.drain.as_secs()),
+        graceful_shutdown_timeout_seconds: Some(1),
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+
+    let peers = Peers::new(config)?;
+    let checks = HealthService::new(fleet.clone(), config.health.clone(), peers);
+    server.add_service(background_service("health", checks));
+
+    let logic = Proxy::new(config.clone(), fleet.clone(), draining.clone())?;
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    let mut proxy =
+        ProxyServiceBuilder::new(&server.configuration, logic).server_options(options).build();
+    proxy.threads = Some(config.threads);
+    for addr in &config.listen {
+        proxy.add_tcp(&addr.to_string());
+    }
+    if let Some(tls) = &config.tls {
+        let bad = |error: Box<pingora::Error>| {
+            let value = format!("`{}`", tls.cert.display());
+            ConfigError::new("tls.cert", value, error.to_string(), "give a PEM chain and its key")
+        };
+        let (cert, key) = (tls.cert.to_string_lossy(), tls.key.to_string_lossy());
+        let mut settings = TlsSettings::intermediate(&cert, &key).map_err(bad)?;
+        settings.enable_h2();
+        proxy.add_tls_with_settings(&tls.listen.to_string(), None, settings);
+    }
+    server.add_service(proxy);
+
+    if let Some(reports) = &config.reports {
+        let queue = Queue::start(reports.queue_batches_max, fleet.clone()).map_err(|error| {
+            ConfigError::new("reports", "", error.to_string(), "allow this user more threads")
+        })?;
+        let app = HttpServer::new_app(ReportListener::new(reports.clone(), queue));
+        let mut service = Service::new("reports".to_owned(), app);
+        service.add_tcp(&reports.listen.to_string());
+        service.threads = Some(1);
+        server.add_service(service);
+    }
+    if let Some(addr) = config.admin {
+        let app = HttpServer::new_app(Admin::new(fleet.clone(), draining.clone()));
+        let mut service = Service::new("admin".to_owned(), app);
+        service.add_tcp(&addr.to_string());
+        service.threads = Some(1);
+        server.add_service(service);
+    }
+    if let Some(addr) = config.metrics {
+        let mut service = prometheus_http_service();
+        service.add_tcp(&addr.to_string());
+        service.threads = Some(1);
+        server.add_service(service);
+    }
+    Ok(server)
+}
+
+fn announce(config: &Config) {
+    for (addr, key) in config.addresses() {
+        tracing::info!(%addr, "{key}");
+    }
+    let workers = config.workers.len();
+    let policy = config.policies.default.0.as_str();
+    tracing::info!(workers, policy, version = env!("CARGO_PKG_VERSION"), "warmroute starts");
+    if config.metrics.is_none() {
+        tracing::info!("metrics are off: set metrics.listen");
+    }
+    if config.reports.is_none() {
+        tracing::info!("reports are off (what workers hold is presumed): set reports.listen");
+    }
+}
+
+/// SIGTERM drains, SIGINT stops at once.
+struct Drain {
+    draining: Arc<AtomicBool>,
+    fleet: Arc<Fleet>,
+    drain: Duration,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Drain {
+    async fn recv(&self) -> ShutdownSignal {
+        let terminate = signal(SignalKind::terminate());
+        let interrupt = signal(SignalKind::interrupt());
+        let (Ok(mut terminate), Ok(mut interrupt)) = (terminate, interrupt) else {
+            tracing::error!("signals cannot be watched");
+            return ShutdownSignal::FastShutdown;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => return self.stop("SIGINT"),
+        }
+        let inflight = self.inflight();
+        tracing::info!(inflight, deadline_s = self.drain.as_secs(), "SIGTERM: draining");
+        self.draining.store(true, Relaxed);
+        // Still accepting: keep-alive clients are told to close with their next answer.
+        tokio::time::sleep(LET_GO.min(self.drain)).await;
+        self.leave_when_empty();
+        ShutdownSignal::GracefulTerminate
+    }
+}
+
+impl Drain {
+    fn stop(&self, signal: &str) -> ShutdownSignal {
+        tracing::info!(inflight = self.inflight(), "{signal}: stopping at once");
+        AccessLogGuard::flush();
+        ShutdownSignal::FastShutdown
+    }
+
+    fn inflight(&self) -> u32 {
+        self.fleet.members().iter().map(|member| member.counts.load().requests).sum()
+    }
+
+    /// Pingora sleeps the whole grace period however empty it is; we look ourselves, from a thread,
+    /// as its runtimes are on their way out.
+    fn leave_when_empty(&self) {
+        let (fleet, until) = (self.fleet.clone(), clock::now() + self.drain);
+        let watch = Drain { draining: self.draining.clone(), fleet, drain: self.drain };
+        std::thread::spawn(move || {
+            // One look's time for the listeners to hear the broadcast and stop.
+            let mut empty_looks = 0;
+            while clock::now() < until && empty_looks < 4 {
+                std::thread::sleep(LOOK_EVERY);
+                empty_looks = if watch.inflight() == 0 { empty_looks + 1 } else { 0 };
+            }
+            let inflight = watch.inflight();
+            tracing::info!(inflight, "drained");
+            AccessLogGuard::flush();
+            std::process::exit(0);
+        });
+    }
+}
+
+/// The access log's writer, reachable from wherever the process ends.
+struct AccessLogGuard;
+
+static ACCESS_LOG_GUARD: parking_lot::Mutex<Option<tracing_appender::non_blocking::WorkerGuard>> =
+    parking_lot::Mutex::new(None);
+
+impl AccessLogGuard {
+    fn keep(guard: Option<tracing_appender::non_blocking::WorkerGuard>) -> Self {
+        *ACCESS_LOG_GUARD.lock() = guard;
+        Self
+    }
+
+    fn flush() {
+        ACCESS_LOG_GUARD.lock().take();
+    }
+}
+
+impl Drop for AccessLogGuard {
+    fn drop(&mut self) {
+        Self::flush();
+    }
+}

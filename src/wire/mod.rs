@@ -1,0 +1,13 @@
+//! Bytes to values and back; no sockets.
+//!
+//! Everything a client, a worker or a reporter says passes through here first. Nothing in this
+//! folder panics on any input, and nothing is refused only because we did not understand it.
+
+pub mod content;
+pub mod endpoint;
+pub mod error_body;
+pub mod models;
+pub mod multipart;
+pub mod prompt;
+pub mod report;
+pub mod sse;
