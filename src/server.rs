@@ -17,20 +17,24 @@ use pingora::{
     prelude::Server,
     proxy::ProxyServiceBuilder,
     server::{
-        RunArgs, ShutdownSignal, ShutdownSignalWatch,
+        RunArgs, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch,
         configuration::ServerConf,
     },
-    services::{background::background_service, listening::Service},
+    services::{
+        background::{BackgroundService, background_service},
+        listening::Service,
+    },
 };
 use pingora_prometheus::prometheus_http_service;
 use rand::Rng;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     admin::Admin,
     clock,
     config::{Config, ConfigError},
-    fleet::Fleet,
+    fleet::{Fleet, Health},
     health::HealthService,
     proxy::{Peers, Proxy},
     reports::{Queue, ReportListener},
@@ -40,6 +44,8 @@ use crate::{
 
 /// Between the signal to stop and the end of accepting: clients learn by `Connection: close`.
 const LET_GO: Duration = Duration::from_secs(1);
+/// Latest moment after the start at which systemd is told that we are ready.
+const READY_AFTER: Duration = Duration::from_secs(5);
 /// How often a draining process looks whether it is empty.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -95,6 +101,7 @@ fn compose(
     let peers = Peers::new(config)?;
     let checks = HealthService::new(fleet.clone(), config.health.clone(), peers);
     server.add_service(background_service("health", checks));
+    server.add_service(background_service("ready", Ready { fleet: fleet.clone() }));
 
     let logic = Proxy::new(config.clone(), fleet.clone(), draining.clone())?;
     let mut options = HttpServerOptions::default();
@@ -158,6 +165,29 @@ fn announce(config: &Config) {
     }
 }
 
+/// Tells systemd that we serve, once some worker was checked (or would have been).
+struct Ready {
+    fleet: Arc<Fleet>,
+}
+
+#[async_trait]
+impl BackgroundService for Ready {
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        let mut verdict = self.fleet.first_verdict();
+        let _ = tokio::time::timeout(READY_AFTER, verdict.wait_for(|known| *known)).await;
+        let healthy = self.fleet.members().iter().filter(|m| m.health() == Health::Healthy).count();
+        tracing::info!(healthy, "serving");
+        notify(&[NotifyState::Ready]);
+    }
+}
+
+/// Does nothing where there is no systemd.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd could not be notified");
+    }
+}
+
 /// SIGTERM drains, SIGINT stops at once.
 struct Drain {
     draining: Arc<AtomicBool>,
@@ -170,14 +200,24 @@ impl ShutdownSignalWatch for Drain {
     async fn recv(&self) -> ShutdownSignal {
         let terminate = signal(SignalKind::terminate());
         let interrupt = signal(SignalKind::interrupt());
-        let (Ok(mut terminate), Ok(mut interrupt)) = (terminate, interrupt) else {
+        let hangup = signal(SignalKind::hangup());
+        let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) =
+            (terminate, interrupt, hangup)
+        else {
             tracing::error!("signals cannot be watched");
             return ShutdownSignal::FastShutdown;
         };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => return self.stop("SIGINT"),
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => return self.stop("SIGINT"),
+                // Unhandled it would end the process.
+                _ = hangup.recv() => {
+                    tracing::warn!("SIGHUP: this version reads its configuration at start only");
+                }
+            }
         }
+        notify(&[NotifyState::Stopping]);
         let inflight = self.inflight();
         tracing::info!(inflight, deadline_s = self.drain.as_secs(), "SIGTERM: draining");
         self.draining.store(true, Relaxed);

@@ -84,23 +84,38 @@ pub fn run(options: DemoOptions) -> Result<(), DemoError> {
         .map_err(DemoError::system("cannot start an async runtime"))?;
     runtime.block_on(async {
         // Dropping the demo takes its child, its engines and its files with it.
-        tokio::select! {
-            outcome = demonstrate(options) => outcome,
-            end = interrupted() => end.and(Err(DemoError::Interrupted)),
+        let running = tokio::select! {
+            outcome = demonstrate(options.stay, options.router) => outcome?,
+            end = interrupted() => return end.and(Err(DemoError::Interrupted)),
+        };
+        if options.stay {
+            interrupted().await?;
         }
+        running.router.stop()
     })
 }
 
-async fn demonstrate(options: DemoOptions) -> Result<(), DemoError> {
+/// What the last policy leaves running. The router goes first, then its workers, then the files.
+struct Running {
+    router: Router,
+    _engines: Vec<EngineHandle>,
+    _dir: WorkDir,
+}
+
+async fn demonstrate(stay: bool, router: Option<PathBuf>) -> Result<Running, DemoError> {
     let trace = Trace::demo_chat();
     let dir = WorkDir::create()?;
-    let program = match options.router {
+    let program = match router {
         Some(program) => program,
         None => std::env::current_exe().map_err(DemoError::system("cannot find this program"))?,
     };
     print(&table::introduction(&trace, &EngineOptions::demo(), WORKERS))?;
     let mut rows: Vec<Row> = Vec::new();
+    let mut last = None;
     for (index, policy) in POLICIES.into_iter().enumerate() {
+        if let Some((router, _engines, _)) = last.take() {
+            Router::stop(router)?;
+        }
         let ports = Ports::free()?;
         let engines = start_engines(ports)?;
         let router = Router::start(&program, &dir, ports, policy, &engines).await?;
@@ -109,20 +124,13 @@ async fn demonstrate(options: DemoOptions) -> Result<(), DemoError> {
         if let Some(error) = result.records.iter().find_map(|record| record.error.as_ref()) {
             print(&format!("{policy}: a request failed: {error}\n"))?;
         }
-        if index + 1 < POLICIES.len() {
-            router.stop()?;
-            continue;
-        }
-        print(&table::render(&rows))?;
-        if options.stay {
-            print(&table::where_to_look(ports))?;
-            interrupted().await?;
-        } else {
-            print("\n`warmroute demo --stay` leaves the last router running to look around.\n")?;
-        }
-        router.stop()?;
+        last = Some((router, engines, ports));
     }
-    Ok(())
+    print(&table::render(&rows))?;
+    let (router, engines, ports) = last.expect("there is at least one policy");
+    let closing = if stay { table::where_to_look(ports) } else { table::closing() };
+    print(&closing)?;
+    Ok(Running { router, _engines: engines, _dir: dir })
 }
 
 /// Cold engines, the first `sim0`.
@@ -148,7 +156,12 @@ async fn play(
     let bar = ProgressBar::new(trace.request_count() as u64);
     let style = ProgressStyle::with_template("{msg:<20} {bar:40} {pos}/{len} requests {elapsed}");
     bar.set_style(style.expect("a constant template"));
-    bar.set_message(format!("{run}/{runs} {policy}"));
+    let message = format!("{run}/{runs} {policy}");
+    if bar.is_hidden() {
+        // No terminal: a line a run says that it is alive.
+        let _ = writeln!(io::stderr(), "{message}");
+    }
+    bar.set_message(message);
     let options = LoadOptions::new(format!("http://{}", ports.listen()));
     let result = load::run(trace, &options, |_| bar.inc(1)).await;
     bar.finish_and_clear();

@@ -427,3 +427,7 @@ fn framed<S: Sink>(role: &str, sink: &mut S, body: impl FnOnce(&mut S)) {
     body(sink);
     sink.push(b"<|im_end|>\n");
 }
+
+#[cfg(test)]
+#[path = "prompt_tests.rs"]
+mod tests;

@@ -151,28 +151,43 @@ impl<'de> Deserialize<'de> for BlockId {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum EpochForm {
-    Text(String),
-    Number(i128),
+/// Longest epoch kept, bytes.
+const EPOCH_BYTES_MAX: usize = 128;
+
+/// An epoch is a string or an integer; both are kept as text.
+struct Epoch(String);
+
+impl<'de> Deserialize<'de> for Epoch {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Epoch;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a string or an integer")
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Epoch, E> {
+                Ok(Epoch(value.to_string()))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Epoch, E> {
+                Ok(Epoch(value.to_string()))
+            }
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Epoch, E> {
+                if value.len() > EPOCH_BYTES_MAX {
+                    return Err(E::custom(format_args!("longer than {EPOCH_BYTES_MAX} bytes")));
+                }
+                Ok(Epoch(value.to_owned()))
+            }
+        }
+        from.deserialize_any(Visitor)
+    }
 }
 
 fn epoch<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    let form = EpochForm::deserialize(from)
-        .map_err(|_| de::Error::custom("expected a string or an integer"))?;
-    Ok(match form {
-        EpochForm::Text(text) => text,
-        EpochForm::Number(number) => number.to_string(),
-    })
+    Epoch::deserialize(from).map(|epoch| epoch.0)
 }
 
 fn epoch_opt<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
-    Ok(match Option::<EpochForm>::deserialize(from)? {
-        None => None,
-        Some(EpochForm::Text(text)) => Some(text),
-        Some(EpochForm::Number(number)) => Some(number.to_string()),
-    })
+    Ok(Option::<Epoch>::deserialize(from)?.map(|epoch| epoch.0))
 }
 
 #[derive(Deserialize)]

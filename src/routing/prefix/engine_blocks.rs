@@ -181,11 +181,12 @@ impl EngineBlocks {
 
     /// Counts one more copy; true if there was none.
     fn add_copy(&mut self, at: RecordId) -> bool {
-        let copies = &mut self[at].copies;
-        *copies = copies.saturating_add(1);
-        let revived = *copies == 1;
-        self.held += usize::from(revived);
-        revived
+        let copies = self[at].copies;
+        self[at].copies = copies.saturating_add(1);
+        if copies == 0 {
+            self.held += 1;
+        }
+        copies == 0
     }
 
     fn children(&self, of: RecordId) -> impl Iterator<Item = RecordId> {

