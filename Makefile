@@ -46,4 +46,7 @@ deny: $(DENY)
 	$(DENY) check bans licenses sources
 
 bench: setup
-	$(CARGO) run --release -p warmroute-bench --bin proxy
+	$(CARGO) build --release
+	$(CARGO) build --release -p warmroute-bench
+	target/release/bench-proxy $(BENCH_ARGS)
+	target/release/bench-scale

@@ -83,7 +83,7 @@ pub(super) fn render(rows: &[Row]) -> String {
 
 /// How to get something to look at.
 pub(super) fn closing() -> String {
-    "\nOne run each: times differ by a fifth or so between two demos.\n\
+    "\nOne run each: times differ by a quarter or so between two demos.\n\
      `warmroute demo --stay` leaves the last router and its engines running, to look at its \
      metrics,\nits admin pages and its X-Router-Backend and X-Router-Reason headers.\n"
         .to_owned()

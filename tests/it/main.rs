@@ -4,4 +4,16 @@
 
 mod support;
 
-mod smoke;
+mod accounting;
+mod bodies;
+mod breaker;
+mod drain;
+mod errors;
+mod headers;
+mod health;
+mod limits;
+mod models;
+mod policies;
+mod retries;
+mod streams;
+mod tls;

@@ -136,7 +136,7 @@ impl Record {
     /// Whether this is the same text in the same place.
     fn agrees(&self, other: &Self) -> bool {
         let place = |r: &Self| (r.parent, r.joined, r.depth, r.chain);
-        place(self) == place(other) && self.tail == other.tail
+        place(self) == place(other) && self.tail == other.tail && self.completed == other.completed
     }
 }
 

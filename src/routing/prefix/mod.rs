@@ -62,7 +62,7 @@ pub struct Stats {
     pub nodes: usize,
     /// Missing blocks with blocks held behind them.
     pub holes: usize,
-    /// Heap bytes by capacity: 16 a slot of the position table (at most 7/8 full) and of the
+    /// Heap bytes by capacity: 16 a slot of the position table (at most 4/5 full) and of the
     /// table of holes, 8 a block of label capacity, and the node slots and their free list. A
     /// table being resized holds its old and its new slots for that moment. The allocator's own
     /// overhead is not in it.

@@ -342,10 +342,9 @@ impl Tree {
         };
         let mut added = 0;
         for (block, depth) in blocks.iter().zip(depth..) {
-            if self.positions.get(block.as_u64()).is_some() {
+            if !self.positions.add(block.as_u64(), Place { id: id.0.get(), depth }) {
                 break;
             }
-            self.positions.set(block.as_u64(), Place { id: id.0.get(), depth });
             added += 1;
         }
         assert!(added > 0, "the first block is new");

@@ -110,8 +110,8 @@ impl Recency {
     }
 }
 
-/// Least bytes a block takes: 8 in a label and 16 at 7/8 in the table.
-const BLOCK_COST_BYTES: usize = 27;
+/// Least bytes a block takes: 8 in a label and 16 at 4/5 in the table.
+const BLOCK_COST_BYTES: usize = 28;
 
 impl PrefixIndex {
     /// Changes the bounds and trims to them; returns how many blocks were trimmed.
@@ -160,6 +160,7 @@ impl PrefixIndex {
     /// Trims until `incoming` blocks fit, and makes room in the table; returns how many fit when
     /// only the path that ends in `pinned` is left.
     pub(super) fn make_room(&mut self, mut incoming: usize, pinned: Option<BlockHash>) -> usize {
+        let mut compacted = false;
         // Grown before trimming, the table would be past its bound for good.
         loop {
             let table = self.tree.positions.bytes_with(self.blocks() + incoming);
@@ -173,8 +174,16 @@ impl PrefixIndex {
                 self.tree.positions.reserve(blocks, PlaceMap::bytes_for(blocks_max));
                 return incoming;
             }
-            if self.trim(over, pinned) == 0 {
+            if self.trim(over, pinned) > 0 {
+                continue;
+            }
+            // Slack that trimmed nodes left must not cost the path that stays.
+            if compacted {
                 incoming -= over.min(incoming);
+            } else {
+                self.tree.positions.shrink_to_fit();
+                self.tree.compact();
+                compacted = true;
             }
         }
     }

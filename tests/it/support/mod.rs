@@ -3,6 +3,7 @@
 mod ask;
 mod certs;
 mod client;
+mod delivery;
 mod lb;
 mod metrics;
 mod ports;
@@ -13,6 +14,7 @@ mod worker;
 pub(crate) use ask::{Ask, chat_body, chat_body_of, noise, sha256_hex};
 pub(crate) use certs::{Authority, Identity};
 pub(crate) use client::{Answer, Conn, Open, Proto, error_of};
+pub(crate) use delivery::{Delivered, How, deliver};
 pub(crate) use lb::{Lb, lb};
 pub(crate) use raw::Raw;
 pub(crate) use wait::{DEADLINE, eventually, within};

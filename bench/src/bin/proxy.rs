@@ -1,0 +1,149 @@
+//! `make bench`: CPU time and latency of warmroute against a bare Pingora proxy, in the same run.
+//!
+//! Both stand in front of the same four workers and get the same requests, in turns; every figure is
+//! the median of the rounds. CPU is the proxy process's user and system time per request.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use warmroute_bench::{
+    bare,
+    load::{Outcome, Shot, chat_bodies, closed_loop},
+    process::{Running, free_address, role, wait_for, warmroute, write_conf},
+    say, worker,
+};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const WORKERS: usize = 4;
+const ROUNDS: usize = 5;
+
+type Any = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Any> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.first().map(String::as_str) {
+        Some("worker") => serve_workers(&args[1..]),
+        Some("bare") => {
+            let addrs: Vec<SocketAddr> =
+                args[1..].iter().map(|addr| addr.parse()).collect::<Result<_, _>>()?;
+            bare::serve(addrs[0], addrs[1..].to_vec(), 2);
+            Ok(())
+        }
+        _ => bench(args.iter().any(|arg| arg == "--quick")),
+    }
+}
+
+fn serve_workers(addrs: &[String]) -> Result<(), Any> {
+    let listeners =
+        addrs.iter().map(std::net::TcpListener::bind).collect::<Result<Vec<_>, _>>()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(worker::serve(listeners, Duration::ZERO))?;
+    Ok(())
+}
+
+struct Case {
+    name: &'static str,
+    body_bytes: usize,
+    streamed: bool,
+    connections: usize,
+    requests: usize,
+}
+
+#[rustfmt::skip]
+const CASES: [Case; 8] = [
+    Case { name: "6 KB",          body_bytes: 6_000,   streamed: false, connections: 1,   requests: 6_000 },
+    Case { name: "6 KB",          body_bytes: 6_000,   streamed: false, connections: 32,  requests: 16_000 },
+    Case { name: "6 KB",          body_bytes: 6_000,   streamed: false, connections: 256, requests: 16_000 },
+    Case { name: "256 KB",        body_bytes: 256_000, streamed: false, connections: 1,   requests: 1_500 },
+    Case { name: "256 KB",        body_bytes: 256_000, streamed: false, connections: 32,  requests: 3_000 },
+    Case { name: "256 KB",        body_bytes: 256_000, streamed: false, connections: 256, requests: 3_000 },
+    Case { name: "6 KB, 32 events", body_bytes: 6_000, streamed: true,  connections: 1,   requests: 2_000 },
+    Case { name: "6 KB, 32 events", body_bytes: 6_000, streamed: true,  connections: 32,  requests: 4_000 },
+];
+
+fn bench(quick: bool) -> Result<(), Any> {
+    let folder = tempfile::tempdir()?;
+    let addrs: Vec<SocketAddr> =
+        (0..WORKERS).map(|_| free_address()).collect::<Result<_, _>>()?;
+    let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
+    let _workers = Running::start(role("worker", &texts)?)?;
+    addrs.iter().for_each(|addr| wait_for(*addr));
+
+    let bare_at = free_address()?;
+    let mut bare_args = vec![bare_at.to_string()];
+    bare_args.extend(texts);
+    let bare = Running::start(role("bare", &bare_args)?)?;
+    let ours_at = free_address()?;
+    let conf = folder.path().join("bench.yaml");
+    write_conf(&conf, ours_at, free_address()?, &addrs, 2)?;
+    let ours = Running::start(warmroute(&conf)?)?;
+    wait_for(bare_at);
+    wait_for(ours_at);
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    say("warmroute against a bare Pingora pass-through, 4 workers, 2 threads each, closed loop;");
+    say(&format!("medians of {ROUNDS} rounds in turns. CPU: proxy process, us a request.\n"));
+    say("| body | conns | bare CPU | ours CPU | **CPU ratio** | bare p50/p99 ms | ours p50/p99 ms | errors |");
+    say("| --- | --- | --- | --- | --- | --- | --- | --- |");
+    for case in &CASES {
+        let shot =
+            Shot { bodies: Arc::new(chat_bodies(case.body_bytes, 64)), streamed: case.streamed };
+        let requests = if quick { case.requests / 8 } else { case.requests };
+        let mut rounds = Vec::new();
+        for round in 0..=ROUNDS {
+            let a = measure(&runtime, &bare, bare_at, &shot, case.connections, requests);
+            let b = measure(&runtime, &ours, ours_at, &shot, case.connections, requests);
+            if round > 0 {
+                rounds.push((a, b));
+            }
+        }
+        say(&row(case, &rounds));
+    }
+    let mib = |running: &Running| running.resident() as f64 / (1 << 20) as f64;
+    say(&format!("\nresident memory: bare {:.0} MiB, ours {:.0} MiB", mib(&bare), mib(&ours)));
+    Ok(())
+}
+
+struct Measured {
+    cpu_us: f64,
+    outcome: Outcome,
+}
+
+fn measure(
+    runtime: &tokio::runtime::Runtime,
+    proxy: &Running,
+    at: SocketAddr,
+    shot: &Shot,
+    connections: usize,
+    requests: usize,
+) -> Measured {
+    let before = proxy.cpu();
+    let outcome = runtime.block_on(closed_loop(at, shot, connections, requests));
+    let cpu = proxy.cpu().saturating_sub(before);
+    Measured { cpu_us: cpu.as_secs_f64() * 1e6 / requests as f64, outcome }
+}
+
+fn row(case: &Case, rounds: &[(Measured, Measured)]) -> String {
+    let figure = |f: &dyn Fn(&(Measured, Measured)) -> f64| median(rounds.iter().map(f));
+    let ms = |outcome: &Outcome, q: f64| outcome.quantile(q).as_secs_f64() * 1e3;
+    let errors: usize = rounds.iter().map(|(a, b)| a.outcome.errors + b.outcome.errors).sum();
+    format!(
+        "| {} | {} | {:.1} | {:.1} | **{:.2}** | {:.2} / {:.2} | {:.2} / {:.2} | {errors} |",
+        case.name,
+        case.connections,
+        figure(&|(a, _)| a.cpu_us),
+        figure(&|(_, b)| b.cpu_us),
+        figure(&|(a, b)| b.cpu_us / a.cpu_us),
+        figure(&|(a, _)| ms(&a.outcome, 0.5)),
+        figure(&|(a, _)| ms(&a.outcome, 0.99)),
+        figure(&|(_, b)| ms(&b.outcome, 0.5)),
+        figure(&|(_, b)| ms(&b.outcome, 0.99)),
+    )
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

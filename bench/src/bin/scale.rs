@@ -1,0 +1,83 @@
+//! The scale test: 100 workers, 1,000 requests at once; every one answered, and how long a decision
+//! takes (published figures of another router at this size: p50 28 ms, p99 64 ms).
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use warmroute_bench::{
+    load::{Shot, chat_bodies, closed_loop},
+    process::{Running, free_address, role, wait_for, warmroute, write_conf},
+    say, worker,
+};
+
+const WORKERS: usize = 100;
+const CONCURRENT: usize = 1_000;
+const REQUESTS: usize = 20_000;
+/// A worker takes so long over an answer, so that a thousand requests really are in flight.
+const ANSWER_AFTER: Duration = Duration::from_millis(100);
+
+type Any = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Any> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if args.first().map(String::as_str) == Some("worker") {
+        let listeners =
+            args[1..].iter().map(std::net::TcpListener::bind).collect::<Result<Vec<_>, _>>()?;
+        runtime.block_on(worker::serve(listeners, ANSWER_AFTER))?;
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let addrs: Vec<SocketAddr> =
+        (0..WORKERS).map(|_| free_address()).collect::<Result<_, _>>()?;
+    let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
+    let _workers = Running::start(role("worker", &texts)?)?;
+    addrs.iter().for_each(|addr| wait_for(*addr));
+    let (listen, metrics) = (free_address()?, free_address()?);
+    let conf = folder.path().join("scale.yaml");
+    write_conf(&conf, listen, metrics, &addrs, 2)?;
+    let ours = Running::start(warmroute(&conf)?)?;
+    wait_for(listen);
+
+    let shot = Shot { bodies: Arc::new(chat_bodies(6_000, 2_000)), streamed: false };
+    let outcome = runtime.block_on(closed_loop(listen, &shot, CONCURRENT, REQUESTS));
+    let page = runtime.block_on(get(metrics))?;
+    let (p50, p99) = (decision(&page, 0.5), decision(&page, 0.99));
+    say(&format!("{WORKERS} workers, {CONCURRENT} concurrent, {REQUESTS} requests of 6 KB"));
+    say(&format!("answered: {}, failed: {}", outcome.latencies.len(), outcome.errors));
+    say(&format!(
+        "latency p50 {:.1} ms, p99 {:.1} ms (workers take {} ms); {:.0} requests/s",
+        outcome.quantile(0.5).as_secs_f64() * 1e3,
+        outcome.quantile(0.99).as_secs_f64() * 1e3,
+        ANSWER_AFTER.as_millis(),
+        outcome.latencies.len() as f64 / outcome.took.as_secs_f64(),
+    ));
+    say(&format!("decision time: p50 at most {p50} us, p99 at most {p99} us"));
+    say(&format!("resident memory: {} MiB", ours.resident() >> 20));
+    Ok(())
+}
+
+async fn get(addr: SocketAddr) -> Result<String, Any> {
+    let socket = tokio::net::TcpStream::connect(addr).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
+    tokio::spawn(connection);
+    let request = hyper::Request::get("/metrics").header("host", "bench");
+    let response = sender.send_request(request.body(Empty::<bytes::Bytes>::new())?).await?;
+    Ok(String::from_utf8(response.into_body().collect().await?.to_bytes().to_vec())?)
+}
+
+/// Upper bound of the histogram bucket that holds the quantile, microseconds.
+fn decision(page: &str, q: f64) -> f64 {
+    let buckets: Vec<(f64, f64)> = page
+        .lines()
+        .filter_map(|line| {
+            let rest = line.strip_prefix("warmroute_decision_seconds_bucket{le=\"")?;
+            let (bound, count) = rest.split_once("\"} ")?;
+            Some((bound.parse().unwrap_or(f64::INFINITY), count.parse().ok()?))
+        })
+        .collect();
+    let total = buckets.last().map_or(0.0, |(_, count)| *count);
+    let found = buckets.iter().find(|(_, count)| *count >= q * total);
+    found.map_or(f64::NAN, |(bound, _)| bound * 1e6)
+}
