@@ -14,10 +14,7 @@ use std::{
 
 use async_trait::async_trait;
 use pingora::{
-    connectors::http::Connector,
-    http::RequestHeader,
-    prelude::HttpPeer,
-    server::ShutdownWatch,
+    connectors::http::Connector, http::RequestHeader, prelude::HttpPeer, server::ShutdownWatch,
     services::background::BackgroundService,
 };
 use pingora_load_balancing::{
@@ -235,8 +232,7 @@ fn check(
     check.peer_template.options.read_timeout = Some(config.timeout);
     // A fresh connection each time: a pooled one would hide a worker that accepts no more.
     check.reuse_connection = false;
-    if let Ok(mut request) =
-        RequestHeader::build("GET", member.config.health_path.as_bytes(), None)
+    if let Ok(mut request) = RequestHeader::build("GET", member.config.health_path.as_bytes(), None)
     {
         let _ = request.insert_header("host", host_header(member));
         check.req = request;

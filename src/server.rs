@@ -17,8 +17,7 @@ use pingora::{
     prelude::Server,
     proxy::ProxyServiceBuilder,
     server::{
-        RunArgs, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch,
-        configuration::ServerConf,
+        RunArgs, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch, configuration::ServerConf,
     },
     services::{
         background::{BackgroundService, background_service},
@@ -201,8 +200,7 @@ impl ShutdownSignalWatch for Drain {
         let terminate = signal(SignalKind::terminate());
         let interrupt = signal(SignalKind::interrupt());
         let hangup = signal(SignalKind::hangup());
-        let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) =
-            (terminate, interrupt, hangup)
+        let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = (terminate, interrupt, hangup)
         else {
             tracing::error!("signals cannot be watched");
             return ShutdownSignal::FastShutdown;

@@ -24,7 +24,10 @@ pub(crate) enum BodyError {
 ///
 /// # Errors
 /// `BodyError`.
-pub(crate) async fn read_body(session: &mut ServerSession, bytes_max: usize) -> Result<BytesMut, BodyError> {
+pub(crate) async fn read_body(
+    session: &mut ServerSession,
+    bytes_max: usize,
+) -> Result<BytesMut, BodyError> {
     let read = async {
         let mut body = BytesMut::new();
         while let Some(piece) = session.read_request_body().await.map_err(|_| BodyError::Lost)? {

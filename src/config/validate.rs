@@ -240,17 +240,11 @@ pub fn worker_url(key: &str, text: &str) -> Checked<WorkerUrl> {
         return Err(bad("no host", form));
     };
     let name = host.trim_start_matches('[').trim_end_matches(']');
-    let addr = (name, port)
-        .to_socket_addrs()
-        .ok()
-        .and_then(|mut addrs| addrs.next())
-        .ok_or_else(|| bad("the host does not resolve", "check the name, or write its address"))?;
-    Ok(WorkerUrl {
-        text: text.trim_end_matches('/').into(),
-        https,
-        host: name.to_owned(),
-        addr,
-    })
+    let addr =
+        (name, port).to_socket_addrs().ok().and_then(|mut addrs| addrs.next()).ok_or_else(
+            || bad("the host does not resolve", "check the name, or write its address"),
+        )?;
+    Ok(WorkerUrl { text: text.trim_end_matches('/').into(), https, host: name.to_owned(), addr })
 }
 
 fn path(key: &str, text: &str) -> Checked<String> {

@@ -51,7 +51,9 @@ pub struct Applied {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
     /// No such worker.
-    #[error("worker_id: no worker `{0}` in the fleet; send a heartbeat first, or add it to `workers`")]
+    #[error(
+        "worker_id: no worker `{0}` in the fleet; send a heartbeat first, or add it to `workers`"
+    )]
     UnknownWorker(String),
     /// It names something that is not there.
     #[error(transparent)]
@@ -162,9 +164,9 @@ impl Fleet {
     /// # Errors
     /// `ApplyError`; the batch counts as not received.
     pub fn apply(&self, batch: &Batch, now: Instant) -> Result<Applied, ApplyError> {
-        let member = self
-            .member(&batch.worker_id)
-            .ok_or_else(|| ApplyError::UnknownWorker(crate::wire::error_body::shorten(&batch.worker_id)))?;
+        let member = self.member(&batch.worker_id).ok_or_else(|| {
+            ApplyError::UnknownWorker(crate::wire::error_body::shorten(&batch.worker_id))
+        })?;
         let model = self.model_of(&member, batch)?;
         let mut reported = member.reported.lock();
         enter_epoch(&member, &mut reported, &batch.epoch);

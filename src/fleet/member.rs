@@ -92,7 +92,12 @@ pub struct Member {
 
 impl Member {
     /// A worker that has not been checked yet.
-    pub fn new(worker: WorkerConfig, config: &Config, lease: Option<Instant>, now: Instant) -> Self {
+    pub fn new(
+        worker: WorkerConfig,
+        config: &Config,
+        lease: Option<Instant>,
+        now: Instant,
+    ) -> Self {
         let bounds = Bounds {
             blocks_max: config.index.blocks_of(worker.cache_tokens),
             bytes_max: config.index.tree_bytes_max(),

@@ -144,9 +144,8 @@ impl Fleet {
     }
 
     fn lapse_leases(&self, now: Instant) {
-        let lapsed = |member: &Member| {
-            member.lease_until.as_ref().is_some_and(|until| *until.lock() <= now)
-        };
+        let lapsed =
+            |member: &Member| member.lease_until.as_ref().is_some_and(|until| *until.lock() <= now);
         if !self.members.load().iter().any(|member| lapsed(member)) {
             return;
         }

@@ -14,10 +14,7 @@
 use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use pingora::{
-    ErrorSource, Result as PingoraResult,
-    protocols::http::ServerSession,
-};
+use pingora::{ErrorSource, Result as PingoraResult, protocols::http::ServerSession};
 use tokio::time::{Instant, timeout_at};
 
 use super::{

@@ -14,7 +14,11 @@ use crate::{
 };
 
 /// The worker's answer begins.
-pub(super) fn on_response_header(fleet: &Fleet, response: &ResponseHeader, ctx: &mut RequestContext) {
+pub(super) fn on_response_header(
+    fleet: &Fleet,
+    response: &ResponseHeader,
+    ctx: &mut RequestContext,
+) {
     if response.status.is_informational() {
         return;
     }

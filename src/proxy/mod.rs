@@ -35,7 +35,6 @@ use self::{
     context::{Attempt, RequestContext},
     upstream::Loss,
 };
-pub use upstream::Peers;
 use crate::{
     clock,
     config::{Config, ConfigError},
@@ -49,6 +48,7 @@ use crate::{
         prompt::{self, session_key},
     },
 };
+pub use upstream::Peers;
 
 /// Bytes of a refused request's rest that are read and dropped before the connection is closed.
 const LINGER_BYTES_MAX: usize = 16 << 20;
@@ -131,8 +131,8 @@ impl Proxy {
         }
         if let Some(name) = session.req_header().headers.get(respond::POLICY) {
             let named = name.to_str().ok().and_then(|name| Policy::from_str(name).ok());
-            ctx.policy.0 = named
-                .ok_or_else(|| OwnError::UnknownPolicy { known: Policy::NAMES.join(", ") })?;
+            ctx.policy.0 =
+                named.ok_or_else(|| OwnError::UnknownPolicy { known: Policy::NAMES.join(", ") })?;
         }
         Ok(())
     }
@@ -337,9 +337,8 @@ impl ProxyHttp for Proxy {
         reused: bool,
     ) -> Box<Error> {
         error.set_retry(false);
-        let answered = session
-            .response_written()
-            .is_some_and(|response| !response.status.is_informational());
+        let answered =
+            session.response_written().is_some_and(|response| !response.status.is_informational());
         let Some(attempt) = &ctx.attempt else { return error };
         let now = clock::now();
         let loss = Loss::of(&error, attempt, reused, answered, now);
@@ -411,12 +410,22 @@ impl ProxyHttp for Proxy {
         FailToProxy { error_code, can_reuse_downstream: ctx.tries == 0 }
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestContext) {
+    async fn logging(
+        &self,
+        session: &mut Session,
+        error: Option<&Error>,
+        ctx: &mut RequestContext,
+    ) {
         finish::on_end(session, error, ctx);
     }
 
     /// Pingora's own error lines name peers and headers; ours are in the access log.
-    fn suppress_error_log(&self, _session: &Session, _ctx: &RequestContext, _error: &Error) -> bool {
+    fn suppress_error_log(
+        &self,
+        _session: &Session,
+        _ctx: &RequestContext,
+        _error: &Error,
+    ) -> bool {
         true
     }
 }

@@ -5,11 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pingora::{
-    Error, ErrorSource, ErrorType,
-    prelude::HttpPeer,
-    tls::x509::X509,
-};
+use pingora::{Error, ErrorSource, ErrorType, prelude::HttpPeer, tls::x509::X509};
 
 use super::context::Attempt;
 use crate::{
@@ -82,7 +78,13 @@ pub(super) enum Loss {
 
 impl Loss {
     /// Reads `error`, which came before or after the answer began.
-    pub(super) fn of(error: &Error, attempt: &Attempt, reused: bool, answered: bool, now: Instant) -> Self {
+    pub(super) fn of(
+        error: &Error,
+        attempt: &Attempt,
+        reused: bool,
+        answered: bool,
+        now: Instant,
+    ) -> Self {
         if *error.esource() != ErrorSource::Upstream {
             return Loss::Client;
         }

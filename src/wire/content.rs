@@ -162,8 +162,11 @@ fn write_media(media: &str, sink: &mut impl Sink) {
             Ok(Media { url, data, file_data, file_id }) => {
                 let data = [&data, &url, &file_data, &file_id].into_iter().flatten().next();
                 let data = data.map_or(media, LazyValue::as_raw_str);
-                xxh3_128(text(data).map_or(data.as_bytes().to_vec(), |t| t.as_bytes().to_vec())
-                    .as_slice())
+                xxh3_128(
+                    text(data)
+                        .map_or(data.as_bytes().to_vec(), |t| t.as_bytes().to_vec())
+                        .as_slice(),
+                )
             }
             Err(_) => xxh3_128(media.as_bytes()),
         },

@@ -20,7 +20,6 @@ pub async fn model(content_type: &str, body: Bytes) -> Option<String> {
     None
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -332,7 +332,8 @@ fn conversation(
             framed("tools", &mut hasher, |sink| sink.push(tools.as_bytes()));
         }
     }
-    let prefix = hasher.leading.take().map(|all| all.digest()).filter(|_| hasher.hasher.bytes() > 0);
+    let prefix =
+        hasher.leading.take().map(|all| all.digest()).filter(|_| hasher.hasher.bytes() > 0);
     if list.starts_with('"') {
         message("user", list, "", &mut hasher);
     }

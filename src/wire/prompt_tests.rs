@@ -100,7 +100,9 @@ fn the_next_turn_extends_the_last() {
 #[test]
 fn what_the_engine_keys_on_separates_prompts() {
     let body = |extra: &str| {
-        format!(r#"{{"model":"m"{extra},"messages":[{{"role":"user","content":"0123456789abcdef0123456789abcdef"}}]}}"#)
+        format!(
+            r#"{{"model":"m"{extra},"messages":[{{"role":"user","content":"0123456789abcdef0123456789abcdef"}}]}}"#
+        )
     };
     let plain = read(PromptForm::Chat, &body(""));
     for extra in [
@@ -126,14 +128,13 @@ fn what_the_engine_keys_on_separates_prompts() {
 #[test]
 fn media_is_part_of_the_prompt() {
     let body = |url: &str| {
-        format!(r#"{{"model":"m","messages":[{{"role":"user","content":[{{"type":"image_url","image_url":{{"url":"{url}"}}}},{{"type":"text","text":"What is this, in a few words?"}}]}}]}}"#)
+        format!(
+            r#"{{"model":"m","messages":[{{"role":"user","content":[{{"type":"image_url","image_url":{{"url":"{url}"}}}},{{"type":"text","text":"What is this, in a few words?"}}]}}]}}"#
+        )
     };
     let (a, same, b) = (body("data:a"), body("data:a"), body("data:b"));
-    let (a, same, b) = (
-        read(PromptForm::Chat, &a),
-        read(PromptForm::Chat, &same),
-        read(PromptForm::Chat, &b),
-    );
+    let (a, same, b) =
+        (read(PromptForm::Chat, &a), read(PromptForm::Chat, &same), read(PromptForm::Chat, &b));
     assert_eq!(a.prompts, same.prompts);
     assert!(shared(&a, &b) <= 1, "only what stands before the image");
 }

@@ -227,7 +227,10 @@ impl<'de> Deserialize<'de> for Event {
         let form = EventForm::deserialize(from)?;
         event(form).map_err(|malformed| {
             let mark = if malformed.unsupported { UNSUPPORTED } else { "" };
-            de::Error::custom(format_args!("{mark}{FIELD}{}: {}", malformed.field, malformed.problem))
+            de::Error::custom(format_args!(
+                "{mark}{FIELD}{}: {}",
+                malformed.field, malformed.problem
+            ))
         })
     }
 }
@@ -250,7 +253,9 @@ fn event(form: EventForm) -> Result<Event, Malformed> {
                     let problem = format!("{} texts for {count} block hashes", text.len());
                     return Err(Malformed::new("text", problem));
                 }
-                (Some(TextForm::Joined(text)), _) => (Vec::new(), Some(cut(text, count, form.block_size)?)),
+                (Some(TextForm::Joined(text)), _) => {
+                    (Vec::new(), Some(cut(text, count, form.block_size)?))
+                }
                 (None, Some(_)) => {
                     let problem = "token ids are not supported in text mode; report `text`";
                     let mut malformed = Malformed::new("token_ids", problem);

@@ -44,10 +44,15 @@ fn names_the_field_that_is_wrong() {
     assert_eq!(field(r#"[{"type":"removed"}]"#), "events[0].block_hashes");
     assert_eq!(field(r#"[{"type":"stored","block_hashes":[1]}]"#), "events[0].text");
     assert_eq!(
-        field(r#"[{"type":"cleared"},{"type":"stored","block_hashes":[1],"text":"abc","block_size":2}]"#),
+        field(
+            r#"[{"type":"cleared"},{"type":"stored","block_hashes":[1],"text":"abc","block_size":2}]"#
+        ),
         "events[1].text"
     );
-    assert_eq!(field(r#"[{"type":"stored","block_hashes":[1],"text":"a"}]"#), "events[0].block_size");
+    assert_eq!(
+        field(r#"[{"type":"stored","block_hashes":[1],"text":"a"}]"#),
+        "events[0].block_size"
+    );
     assert_eq!(
         field(r#"[{"type":"stored","block_hashes":[1],"text":"a","block_size":0}]"#),
         "events[0].block_size"

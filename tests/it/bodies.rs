@@ -216,7 +216,8 @@ async fn requests_without_a_body_pass_by_every_method() {
 async fn a_client_that_leaves_in_the_middle_of_its_body_frees_what_was_held() {
     let lb = lb().worker(echo()).start().await;
     let mut raw = lb.raw().await;
-    raw.send("POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n").await;
+    raw.send("POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+        .await;
     raw.send(noise(50_000)).await;
     let held = async || lb.metrics().await.sum("warmroute_buffered_bytes", &[]) > 0.0;
     eventually("the body is held", held).await;

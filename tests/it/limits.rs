@@ -7,7 +7,9 @@ use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 
-use crate::support::{Ask, Lb, Proto, Raw, chat_body_of, echo, error_of, eventually, lb, noise, within};
+use crate::support::{
+    Ask, Lb, Proto, Raw, chat_body_of, echo, error_of, eventually, lb, noise, within,
+};
 
 const HEAD: &str = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n";
 
@@ -64,7 +66,8 @@ async fn a_client_that_sends_its_too_large_body_anyway_still_sees_the_answer() {
 #[tokio::test]
 async fn an_undeclared_length_over_the_limit_is_refused_on_the_way() {
     let lb = small().await;
-    for body in [chat_body_of(300_000), noise(300_000), [b"{".as_slice(), &noise(300_000)].concat()] {
+    for body in [chat_body_of(300_000), noise(300_000), [b"{".as_slice(), &noise(300_000)].concat()]
+    {
         let is_json = body.first() == Some(&b'{');
         let mut raw = lb.raw().await;
         raw.send(format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n")).await;
@@ -90,7 +93,9 @@ async fn an_undeclared_length_over_the_limit_is_refused_on_the_way() {
 async fn a_body_of_exactly_the_limit_passes() {
     let lb = small().await;
     let ask = Ask::post("/v1/chat/completions", chat_body_of(100_000));
-    for ask in [ask.clone(), ask.clone().in_pieces(9_000), ask.clone().h2(), ask.h2().in_pieces(9_000)] {
+    for ask in
+        [ask.clone(), ask.clone().in_pieces(9_000), ask.clone().h2(), ask.h2().in_pieces(9_000)]
+    {
         assert_eq!(lb.ask(&ask).await.echo().sha256, ask.sha256());
     }
 }
@@ -199,7 +204,10 @@ async fn length_and_chunks_at_once_reach_no_worker_in_two_meanings() {
     let _ = raw.to_end().await;
     lb.idle().await;
     for seen in lb.workers[0].requests() {
-        let lengths = (seen.headers.contains_key("content-length"), seen.headers.contains_key("transfer-encoding"));
+        let lengths = (
+            seen.headers.contains_key("content-length"),
+            seen.headers.contains_key("transfer-encoding"),
+        );
         assert!(lengths != (true, true), "both lengths reached the worker: {seen:?}");
         assert!(seen.body_bytes == 5 || seen.path == "/smuggled", "{seen:?}");
     }

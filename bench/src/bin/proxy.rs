@@ -35,8 +35,7 @@ fn main() -> Result<(), Any> {
 }
 
 fn serve_workers(addrs: &[String]) -> Result<(), Any> {
-    let listeners =
-        addrs.iter().map(std::net::TcpListener::bind).collect::<Result<Vec<_>, _>>()?;
+    let listeners = addrs.iter().map(std::net::TcpListener::bind).collect::<Result<Vec<_>, _>>()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(worker::serve(listeners, Duration::ZERO))?;
     Ok(())
@@ -64,8 +63,7 @@ const CASES: [Case; 8] = [
 
 fn bench(quick: bool) -> Result<(), Any> {
     let folder = tempfile::tempdir()?;
-    let addrs: Vec<SocketAddr> =
-        (0..WORKERS).map(|_| free_address()).collect::<Result<_, _>>()?;
+    let addrs: Vec<SocketAddr> = (0..WORKERS).map(|_| free_address()).collect::<Result<_, _>>()?;
     let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
     let _workers = Running::start(role("worker", &texts)?)?;
     addrs.iter().for_each(|addr| wait_for(*addr));
@@ -84,7 +82,9 @@ fn bench(quick: bool) -> Result<(), Any> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     say("warmroute against a bare Pingora pass-through, 4 workers, 2 threads each, closed loop;");
     say(&format!("medians of {ROUNDS} rounds in turns. CPU: proxy process, us a request.\n"));
-    say("| body | conns | bare CPU | ours CPU | **CPU ratio** | bare p50/p99 ms | ours p50/p99 ms | errors |");
+    say(
+        "| body | conns | bare CPU | ours CPU | **CPU ratio** | bare p50/p99 ms | ours p50/p99 ms | errors |",
+    );
     say("| --- | --- | --- | --- | --- | --- | --- | --- |");
     for case in &CASES {
         let shot =

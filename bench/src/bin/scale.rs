@@ -29,8 +29,7 @@ fn main() -> Result<(), Any> {
         return Ok(());
     }
     let folder = tempfile::tempdir()?;
-    let addrs: Vec<SocketAddr> =
-        (0..WORKERS).map(|_| free_address()).collect::<Result<_, _>>()?;
+    let addrs: Vec<SocketAddr> = (0..WORKERS).map(|_| free_address()).collect::<Result<_, _>>()?;
     let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
     let _workers = Running::start(role("worker", &texts)?)?;
     addrs.iter().for_each(|addr| wait_for(*addr));
@@ -60,7 +59,8 @@ fn main() -> Result<(), Any> {
 
 async fn get(addr: SocketAddr) -> Result<String, Any> {
     let socket = tokio::net::TcpStream::connect(addr).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
     tokio::spawn(connection);
     let request = hyper::Request::get("/metrics").header("host", "bench");
     let response = sender.send_request(request.body(Empty::<bytes::Bytes>::new())?).await?;

@@ -12,11 +12,11 @@
 //! hashes. Where two different chains of engine blocks carry the same text (tokenised twice), a
 //! removal in either removes what they share: too little is matched then, never too much.
 
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroU32;
 use std::ops::{Index, IndexMut};
 
-use super::super::block::{BlockHash, BlockHasher, Chain, Place, PlaceMap, Root, mix};
-use super::{Bounds, Inserted, PrefixIndex, Stats};
+use super::super::block::{BlockHash, Chain, Place, PlaceMap, mix};
+use super::Inserted;
 
 /// An engine's name for one of its blocks, as it reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,12 +49,12 @@ pub struct StoredOutcome {
 }
 
 impl StoredOutcome {
-    fn reject(&mut self, reason: Rejection, engine_blocks: usize) {
+    pub(super) fn reject(&mut self, reason: Rejection, engine_blocks: usize) {
         self.rejected = Some(reason);
         self.rejected_engine_blocks = engine_blocks;
     }
 
-    fn add(&mut self, inserted: Inserted) {
+    pub(super) fn add(&mut self, inserted: Inserted) {
         self.new_blocks += inserted.new_blocks;
         self.trimmed_blocks += inserted.trimmed_blocks;
     }
@@ -84,57 +84,57 @@ pub struct EngineStats {
 
 /// A slot of `EngineBlocks::records`, plus one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct RecordId(NonZeroU32);
+pub(super) struct RecordId(NonZeroU32);
 
 impl RecordId {
-    fn from_slot(slot: usize) -> Self {
+    pub(super) fn from_slot(slot: usize) -> Self {
         let id = u32::try_from(slot + 1).ok().and_then(NonZeroU32::new);
         Self(id.expect("2^32 records do not fit in memory"))
     }
 
-    const fn slot(self) -> usize {
+    pub(super) const fn slot(self) -> usize {
         self.0.get() as usize - 1
     }
 
-    const fn place(self) -> Place {
+    pub(super) const fn place(self) -> Place {
         Place { id: self.0.get(), depth: 0 }
     }
 }
 
 #[derive(Clone, Debug)]
-struct Record {
-    id: EngineBlockId,
+pub(super) struct Record {
+    pub(super) id: EngineBlockId,
     /// The engine block before, if one of our blocks covers bytes of both.
-    parent: Option<EngineBlockId>,
+    pub(super) parent: Option<EngineBlockId>,
     /// Whether it begins inside one of our blocks; its `parent` may have been lost since.
-    joined: bool,
+    pub(super) joined: bool,
     /// Physical copies; zero in a record kept for others.
-    copies: u32,
+    pub(super) copies: u32,
     /// Our blocks complete at its end, from the root, and the chain there.
-    depth: u32,
-    chain: Chain,
+    pub(super) depth: u32,
+    pub(super) chain: Chain,
     /// Bytes after the last of those.
-    tail: Box<[u8]>,
+    pub(super) tail: Box<[u8]>,
     /// Those of them that it completes.
-    completed: Box<[BlockHash]>,
+    pub(super) completed: Box<[BlockHash]>,
     /// The list of records whose `parent` it is, and its own place in such a list.
-    first_child: Option<RecordId>,
-    next: Option<RecordId>,
-    previous: Option<RecordId>,
+    pub(super) first_child: Option<RecordId>,
+    pub(super) next: Option<RecordId>,
+    pub(super) previous: Option<RecordId>,
 }
 
 impl Record {
-    fn heap_bytes(&self) -> usize {
+    pub(super) fn heap_bytes(&self) -> usize {
         self.tail.len() + size_of_val(&*self.completed)
     }
 
     /// The last of our blocks complete at its end.
-    fn above(&self) -> Option<BlockHash> {
+    pub(super) fn above(&self) -> Option<BlockHash> {
         (self.depth > 0).then(|| self.chain.last_block())
     }
 
     /// Whether this is the same text in the same place.
-    fn agrees(&self, other: &Self) -> bool {
+    pub(super) fn agrees(&self, other: &Self) -> bool {
         let place = |r: &Self| (r.parent, r.joined, r.depth, r.chain);
         place(self) == place(other) && self.tail == other.tail && self.completed == other.completed
     }
@@ -143,22 +143,22 @@ impl Record {
 /// The engine blocks that a worker reported, by id. Records lie densely in memory.
 #[derive(Clone, Debug)]
 pub struct EngineBlocks {
-    records: Vec<Record>,
-    by_id: PlaceMap,
+    pub(super) records: Vec<Record>,
+    pub(super) by_id: PlaceMap,
     /// Records with `copies` above zero.
-    held: usize,
+    pub(super) held: usize,
     /// Sum of `Record::heap_bytes`.
-    heap_bytes: usize,
-    bytes_max: usize,
+    pub(super) heap_bytes: usize,
+    pub(super) bytes_max: usize,
 }
 
 impl EngineBlocks {
-    fn new(bytes_max: usize) -> Self {
+    pub(super) fn new(bytes_max: usize) -> Self {
         let (records, by_id) = (Vec::new(), PlaceMap::default());
         Self { records, by_id, held: 0, heap_bytes: 0, bytes_max }
     }
 
-    fn stats(&self) -> EngineStats {
+    pub(super) fn stats(&self) -> EngineStats {
         EngineStats {
             engine_blocks: self.held,
             gone_records: self.records.len() - self.held,
@@ -166,21 +166,21 @@ impl EngineBlocks {
         }
     }
 
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.records.capacity() * size_of::<Record>() + self.by_id.bytes() + self.heap_bytes
     }
 
-    fn find(&self, id: EngineBlockId) -> Option<RecordId> {
+    pub(super) fn find(&self, id: EngineBlockId) -> Option<RecordId> {
         let place = self.by_id.get(mix(id.0))?;
         Some(RecordId(NonZeroU32::new(place.id)?))
     }
 
-    fn find_held(&self, id: EngineBlockId) -> Option<RecordId> {
+    pub(super) fn find_held(&self, id: EngineBlockId) -> Option<RecordId> {
         self.find(id).filter(|&at| self[at].copies > 0)
     }
 
     /// Counts one more copy; true if there was none.
-    fn add_copy(&mut self, at: RecordId) -> bool {
+    pub(super) fn add_copy(&mut self, at: RecordId) -> bool {
         let copies = self[at].copies;
         self[at].copies = copies.saturating_add(1);
         if copies == 0 {
@@ -189,12 +189,12 @@ impl EngineBlocks {
         copies == 0
     }
 
-    fn children(&self, of: RecordId) -> impl Iterator<Item = RecordId> {
+    pub(super) fn children(&self, of: RecordId) -> impl Iterator<Item = RecordId> {
         std::iter::successors(self[of].first_child, move |&at| self[at].next)
     }
 
     /// Whether all that lies under the last, incomplete block of ours in `at` is held.
-    fn tail_is_covered(&self, mut at: RecordId) -> bool {
+    pub(super) fn tail_is_covered(&self, mut at: RecordId) -> bool {
         loop {
             let record = &self[at];
             if record.copies == 0 {
@@ -212,7 +212,7 @@ impl EngineBlocks {
 
     /// The records whose joint begins in the tail of `at`, each with the joint and whether all
     /// that lies under it behind `at` is held.
-    fn joints_after(&self, at: RecordId) -> Vec<(&Record, BlockHash, bool)> {
+    pub(super) fn joints_after(&self, at: RecordId) -> Vec<(&Record, BlockHash, bool)> {
         let mut joints = Vec::new();
         let mut todo = vec![(at, true)];
         while let Some((at, covered)) = todo.pop() {
@@ -228,7 +228,7 @@ impl EngineBlocks {
     }
 
     /// Adds a record unless it would exceed the bound.
-    fn add(&mut self, record: Record) -> Option<RecordId> {
+    pub(super) fn add(&mut self, record: Record) -> Option<RecordId> {
         let len = self.records.len();
         let step = if len == self.records.capacity() { 4 + len / 8 } else { 0 };
         let records = (self.records.capacity() + step) * size_of::<Record>();
@@ -254,7 +254,12 @@ impl EngineBlocks {
     }
 
     /// Sets what leads to `at` in its parent's list, and back to it from the one behind.
-    fn relink(&mut self, at: RecordId, forward: Option<RecordId>, back: Option<RecordId>) {
+    pub(super) fn relink(
+        &mut self,
+        at: RecordId,
+        forward: Option<RecordId>,
+        back: Option<RecordId>,
+    ) {
         let Record { previous, next, parent, .. } = self[at];
         if let Some(previous) = previous {
             self[previous].next = forward;
@@ -267,7 +272,7 @@ impl EngineBlocks {
     }
 
     /// Drops a record that is gone and has no other linked to it, and those above that it kept.
-    fn free(&mut self, mut at: RecordId) {
+    pub(super) fn free(&mut self, mut at: RecordId) {
         while self[at].copies == 0 && self[at].first_child.is_none() {
             self.relink(at, self[at].next, self[at].previous);
             let moved = RecordId::from_slot(self.records.len() - 1);
@@ -288,7 +293,7 @@ impl EngineBlocks {
     }
 
     /// Cuts the links of all records that are linked to `at`: their joints stay removed.
-    fn orphan_children(&mut self, at: RecordId) {
+    pub(super) fn orphan_children(&mut self, at: RecordId) {
         let mut child = self[at].first_child.take();
         while let Some(id) = child {
             let record = &mut self[id];
@@ -298,7 +303,7 @@ impl EngineBlocks {
         }
     }
 
-    fn check(&self) {
+    pub(super) fn check(&self) {
         self.by_id.check();
         assert_eq!(self.by_id.len(), self.records.len(), "records by id");
         assert_eq!(
@@ -334,243 +339,5 @@ impl Index<RecordId> for EngineBlocks {
 impl IndexMut<RecordId> for EngineBlocks {
     fn index_mut(&mut self, at: RecordId) -> &mut Record {
         &mut self.records[at.slot()]
-    }
-}
-
-/// A chain of engine blocks on its way into the records and the index.
-struct Run {
-    /// The block of ours before its first, and how many there are before.
-    above: Option<BlockHash>,
-    depth: u32,
-    hasher: BlockHasher,
-    /// How many of its blocks of ours are in the index or were left out.
-    inserted: usize,
-}
-
-impl Run {
-    /// The record of the engine block pushed last; `complete` blocks of ours came before it.
-    fn record(
-        &self,
-        id: EngineBlockId,
-        parent: Option<EngineBlockId>,
-        complete: usize,
-        joined: bool,
-    ) -> Record {
-        let blocks = self.hasher.blocks();
-        Record {
-            id,
-            parent,
-            joined,
-            copies: 1,
-            depth: self.depth + blocks.len() as u32,
-            chain: self.hasher.chain(),
-            tail: self.hasher.tail().into(),
-            completed: blocks[complete..].into(),
-            first_child: None,
-            next: None,
-            previous: None,
-        }
-    }
-}
-
-/// A worker's prefix index and the engine blocks that correct it.
-#[derive(Clone, Debug)]
-pub struct WorkerCache {
-    index: PrefixIndex,
-    engine_blocks: EngineBlocks,
-}
-
-impl WorkerCache {
-    /// Empty; `engine_bytes_max` bounds the heap bytes of engine block records.
-    pub fn new(bounds: Bounds, engine_bytes_max: usize) -> Self {
-        let engine_blocks = EngineBlocks::new(engine_bytes_max);
-        Self { index: PrefixIndex::new(bounds), engine_blocks }
-    }
-
-    /// Changes the bounds; returns how many blocks of ours were trimmed. Records over the new
-    /// bound stay until the engine removes them, but no more are taken.
-    pub fn set_bounds(&mut self, bounds: Bounds, engine_bytes_max: usize) -> usize {
-        self.engine_blocks.bytes_max = engine_bytes_max;
-        self.index.set_bounds(bounds)
-    }
-
-    /// The engine stored a chain of blocks (id, text), behind `parent` or else from `root` on.
-    ///
-    /// An id may come once per physical copy and counts as often. One that comes with another text
-    /// or place than before replaces what it stood for, in all copies: its removal was lost. The
-    /// first block rejected rejects all behind it. `block_bytes` is the size of our blocks, the
-    /// same in every call between two [`cleared`](Self::cleared).
-    pub fn stored<'a>(
-        &mut self,
-        root: Root,
-        mut parent: Option<EngineBlockId>,
-        mut blocks: impl Iterator<Item = (EngineBlockId, &'a [u8])>,
-        block_bytes: NonZeroUsize,
-    ) -> StoredOutcome {
-        let mut outcome = StoredOutcome::default();
-        let Some(mut run) = self.run_after(root, parent, block_bytes) else {
-            outcome.reject(Rejection::UnknownParent, blocks.count());
-            return outcome;
-        };
-        let mut revived = Vec::new();
-        while let Some((id, text)) = blocks.next() {
-            if parent == Some(id) {
-                outcome.reject(Rejection::UnknownParent, 1 + blocks.count());
-                break;
-            }
-            let (complete, joined) = (run.hasher.blocks().len(), !run.hasher.tail().is_empty());
-            run.hasher.push(text);
-            let record = run.record(id, parent.filter(|_| joined), complete, joined);
-            let completes = !record.completed.is_empty();
-            let mut known = self.engine_blocks.find(id);
-            if let Some(at) = known.filter(|&at| !self.engine_blocks[at].agrees(&record)) {
-                self.insert_run(&mut run, complete, &mut outcome);
-                self.forget(at);
-                known = None;
-            }
-            if let Some(at) = known {
-                if self.engine_blocks.add_copy(at) {
-                    revived.push(id);
-                }
-            } else if self.engine_blocks.add(record).is_none() {
-                self.insert_run(&mut run, complete, &mut outcome);
-                run.inserted = run.hasher.blocks().len();
-                outcome.reject(Rejection::Full, 1 + blocks.count());
-                break;
-            }
-            outcome.engine_blocks += 1;
-            let above = parent.and_then(|parent| self.engine_blocks.find(parent));
-            let covered = above.is_some_and(|above| self.engine_blocks.tail_is_covered(above));
-            if joined && completes && !covered {
-                self.insert_run(&mut run, complete, &mut outcome);
-                run.inserted = complete + 1;
-            }
-            parent = Some(id);
-        }
-        let complete = run.hasher.blocks().len();
-        self.insert_run(&mut run, complete, &mut outcome);
-        for id in revived {
-            self.restore_joints(id, &mut outcome);
-        }
-        outcome
-    }
-
-    /// The engine removed one copy of each of these blocks.
-    pub fn removed(&mut self, ids: &[EngineBlockId]) -> RemovedOutcome {
-        let mut outcome = RemovedOutcome::default();
-        for &id in ids {
-            let Some(at) = self.engine_blocks.find_held(id) else {
-                outcome.unknown += 1;
-                continue;
-            };
-            outcome.known += 1;
-            self.engine_blocks[at].copies -= 1;
-            if self.engine_blocks[at].copies == 0 {
-                outcome.removed_blocks += self.remove_covered(at);
-                self.engine_blocks.free(at);
-            }
-        }
-        outcome
-    }
-
-    /// The engine dropped its whole cache.
-    pub fn cleared(&mut self) {
-        self.index.clear();
-        self.engine_blocks = EngineBlocks::new(self.engine_blocks.bytes_max);
-    }
-
-    /// See [`PrefixIndex::insert`].
-    pub fn insert(&mut self, blocks: &[BlockHash]) -> Inserted {
-        self.index.insert(blocks)
-    }
-
-    /// See [`PrefixIndex::matched_blocks`].
-    pub fn matched_blocks(&self, blocks: &[BlockHash]) -> usize {
-        self.index.matched_blocks(blocks)
-    }
-
-    /// See [`PrefixIndex::touch`].
-    pub fn touch(&mut self, blocks: &[BlockHash]) {
-        self.index.touch(blocks);
-    }
-
-    /// See [`PrefixIndex::retract`].
-    pub fn retract(&mut self, blocks: &[BlockHash], keep: usize) -> usize {
-        self.index.retract(blocks, keep)
-    }
-
-    /// See [`PrefixIndex::stats`].
-    pub fn stats(&self) -> Stats {
-        self.index.stats()
-    }
-
-    /// Sizes of the engine block records, in O(1).
-    pub fn engine_stats(&self) -> EngineStats {
-        self.engine_blocks.stats()
-    }
-
-    /// Asserts every invariant of both parts.
-    pub fn check(&self) {
-        self.index.check();
-        self.engine_blocks.check();
-    }
-
-    fn run_after(
-        &self,
-        root: Root,
-        parent: Option<EngineBlockId>,
-        block_bytes: NonZeroUsize,
-    ) -> Option<Run> {
-        let Some(parent) = parent else {
-            let hasher = BlockHasher::new(root, block_bytes);
-            return Some(Run { above: None, depth: 0, hasher, inserted: 0 });
-        };
-        let record = &self.engine_blocks[self.engine_blocks.find_held(parent)?];
-        let hasher = BlockHasher::resume(record.chain, &record.tail, block_bytes);
-        Some(Run { above: record.above(), depth: record.depth, hasher, inserted: 0 })
-    }
-
-    /// Inserts the blocks of a run up to its block `end`, but for those inserted or left out.
-    fn insert_run(&mut self, run: &mut Run, end: usize, outcome: &mut StoredOutcome) {
-        let from = run.inserted;
-        if from < end {
-            let blocks = run.hasher.blocks();
-            let above = if from > 0 { Some(blocks[from - 1]) } else { run.above };
-            let depth = run.depth + from as u32;
-            outcome.add(self.index.insert_behind(above, depth, &blocks[from..end]));
-            run.inserted = end;
-        }
-    }
-
-    /// Brings back the blocks of ours that an engine block just stored again was missing under.
-    fn restore_joints(&mut self, id: EngineBlockId, outcome: &mut StoredOutcome) {
-        let Some(at) = self.engine_blocks.find_held(id) else { return };
-        if self.engine_blocks.tail_is_covered(at) {
-            let record = &self.engine_blocks[at];
-            for (_, joint, covered) in self.engine_blocks.joints_after(at) {
-                if covered {
-                    let inserted = self.index.insert_behind(record.above(), record.depth, &[joint]);
-                    outcome.add(inserted);
-                }
-            }
-        }
-    }
-
-    /// Counts an engine block as gone and removes every block of ours that it lies under.
-    fn remove_covered(&mut self, at: RecordId) -> usize {
-        self.engine_blocks.held -= 1;
-        let joints = self.engine_blocks.joints_after(at).into_iter();
-        let joints = joints.filter(|(by, ..)| by.copies > 0).map(|(_, joint, _)| joint);
-        let completed = self.engine_blocks[at].completed.iter().rev().copied();
-        joints.chain(completed).filter(|&block| self.index.remove(block)).count()
-    }
-
-    /// Drops an engine block in all copies.
-    fn forget(&mut self, at: RecordId) {
-        if std::mem::take(&mut self.engine_blocks[at].copies) > 0 {
-            self.remove_covered(at);
-        }
-        self.engine_blocks.orphan_children(at);
-        self.engine_blocks.free(at);
     }
 }

@@ -15,6 +15,7 @@
 mod engine_blocks;
 mod node;
 mod recency;
+mod worker_cache;
 
 #[cfg(test)]
 mod model;
@@ -22,8 +23,9 @@ mod model;
 mod tests;
 
 pub use engine_blocks::{
-    EngineBlockId, EngineBlocks, EngineStats, Rejection, RemovedOutcome, StoredOutcome, WorkerCache,
+    EngineBlockId, EngineBlocks, EngineStats, Rejection, RemovedOutcome, StoredOutcome,
 };
+pub use worker_cache::WorkerCache;
 
 use std::collections::HashMap;
 

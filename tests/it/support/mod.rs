@@ -11,7 +11,7 @@ mod raw;
 mod wait;
 mod worker;
 
-pub(crate) use ask::{Ask, chat_body, chat_body_of, noise, sha256_hex};
+pub(crate) use ask::{Ask, chat_body_of, noise, sha256_hex};
 pub(crate) use certs::{Authority, Identity};
 pub(crate) use client::{Answer, Conn, Open, Proto, error_of};
 pub(crate) use delivery::{Delivered, How, deliver};

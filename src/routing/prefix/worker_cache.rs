@@ -1,0 +1,250 @@
+//! A worker's prefix index together with the engine blocks that correct it.
+//!
+//! What `engine_blocks` knows of one record, this applies to whole reports.
+
+use std::num::NonZeroUsize;
+
+use super::super::block::{BlockHash, BlockHasher, Root};
+use super::engine_blocks::{
+    EngineBlockId, EngineBlocks, EngineStats, Record, RecordId, Rejection, RemovedOutcome,
+    StoredOutcome,
+};
+use super::{Bounds, Inserted, PrefixIndex, Stats};
+
+/// A chain of engine blocks on its way into the records and the index.
+struct Run {
+    /// The block of ours before its first, and how many there are before.
+    above: Option<BlockHash>,
+    depth: u32,
+    hasher: BlockHasher,
+    /// How many of its blocks of ours are in the index or were left out.
+    inserted: usize,
+}
+
+impl Run {
+    /// The record of the engine block pushed last; `complete` blocks of ours came before it.
+    fn record(
+        &self,
+        id: EngineBlockId,
+        parent: Option<EngineBlockId>,
+        complete: usize,
+        joined: bool,
+    ) -> Record {
+        let blocks = self.hasher.blocks();
+        Record {
+            id,
+            parent,
+            joined,
+            copies: 1,
+            depth: self.depth + blocks.len() as u32,
+            chain: self.hasher.chain(),
+            tail: self.hasher.tail().into(),
+            completed: blocks[complete..].into(),
+            first_child: None,
+            next: None,
+            previous: None,
+        }
+    }
+}
+
+/// A worker's prefix index and the engine blocks that correct it.
+#[derive(Clone, Debug)]
+pub struct WorkerCache {
+    index: PrefixIndex,
+    engine_blocks: EngineBlocks,
+}
+
+impl WorkerCache {
+    /// Empty; `engine_bytes_max` bounds the heap bytes of engine block records.
+    pub fn new(bounds: Bounds, engine_bytes_max: usize) -> Self {
+        let engine_blocks = EngineBlocks::new(engine_bytes_max);
+        Self { index: PrefixIndex::new(bounds), engine_blocks }
+    }
+
+    /// Changes the bounds; returns how many blocks of ours were trimmed. Records over the new
+    /// bound stay until the engine removes them, but no more are taken.
+    pub fn set_bounds(&mut self, bounds: Bounds, engine_bytes_max: usize) -> usize {
+        self.engine_blocks.bytes_max = engine_bytes_max;
+        self.index.set_bounds(bounds)
+    }
+
+    /// The engine stored a chain of blocks (id, text), behind `parent` or else from `root` on.
+    ///
+    /// An id may come once per physical copy and counts as often. One that comes with another text
+    /// or place than before replaces what it stood for, in all copies: its removal was lost. The
+    /// first block rejected rejects all behind it. `block_bytes` is the size of our blocks, the
+    /// same in every call between two [`cleared`](Self::cleared).
+    pub fn stored<'a>(
+        &mut self,
+        root: Root,
+        mut parent: Option<EngineBlockId>,
+        mut blocks: impl Iterator<Item = (EngineBlockId, &'a [u8])>,
+        block_bytes: NonZeroUsize,
+    ) -> StoredOutcome {
+        let mut outcome = StoredOutcome::default();
+        let Some(mut run) = self.run_after(root, parent, block_bytes) else {
+            outcome.reject(Rejection::UnknownParent, blocks.count());
+            return outcome;
+        };
+        let mut revived = Vec::new();
+        while let Some((id, text)) = blocks.next() {
+            if parent == Some(id) {
+                outcome.reject(Rejection::UnknownParent, 1 + blocks.count());
+                break;
+            }
+            let (complete, joined) = (run.hasher.blocks().len(), !run.hasher.tail().is_empty());
+            run.hasher.push(text);
+            let record = run.record(id, parent.filter(|_| joined), complete, joined);
+            let completes = !record.completed.is_empty();
+            let mut known = self.engine_blocks.find(id);
+            if let Some(at) = known.filter(|&at| !self.engine_blocks[at].agrees(&record)) {
+                self.insert_run(&mut run, complete, &mut outcome);
+                self.forget(at);
+                known = None;
+            }
+            if let Some(at) = known {
+                if self.engine_blocks.add_copy(at) {
+                    revived.push(id);
+                }
+            } else if self.engine_blocks.add(record).is_none() {
+                self.insert_run(&mut run, complete, &mut outcome);
+                run.inserted = run.hasher.blocks().len();
+                outcome.reject(Rejection::Full, 1 + blocks.count());
+                break;
+            }
+            outcome.engine_blocks += 1;
+            let above = parent.and_then(|parent| self.engine_blocks.find(parent));
+            let covered = above.is_some_and(|above| self.engine_blocks.tail_is_covered(above));
+            if joined && completes && !covered {
+                self.insert_run(&mut run, complete, &mut outcome);
+                run.inserted = complete + 1;
+            }
+            parent = Some(id);
+        }
+        let complete = run.hasher.blocks().len();
+        self.insert_run(&mut run, complete, &mut outcome);
+        for id in revived {
+            self.restore_joints(id, &mut outcome);
+        }
+        outcome
+    }
+
+    /// The engine removed one copy of each of these blocks.
+    pub fn removed(&mut self, ids: &[EngineBlockId]) -> RemovedOutcome {
+        let mut outcome = RemovedOutcome::default();
+        for &id in ids {
+            let Some(at) = self.engine_blocks.find_held(id) else {
+                outcome.unknown += 1;
+                continue;
+            };
+            outcome.known += 1;
+            self.engine_blocks[at].copies -= 1;
+            if self.engine_blocks[at].copies == 0 {
+                outcome.removed_blocks += self.remove_covered(at);
+                self.engine_blocks.free(at);
+            }
+        }
+        outcome
+    }
+
+    /// The engine dropped its whole cache.
+    pub fn cleared(&mut self) {
+        self.index.clear();
+        self.engine_blocks = EngineBlocks::new(self.engine_blocks.bytes_max);
+    }
+
+    /// See [`PrefixIndex::insert`].
+    pub fn insert(&mut self, blocks: &[BlockHash]) -> Inserted {
+        self.index.insert(blocks)
+    }
+
+    /// See [`PrefixIndex::matched_blocks`].
+    pub fn matched_blocks(&self, blocks: &[BlockHash]) -> usize {
+        self.index.matched_blocks(blocks)
+    }
+
+    /// See [`PrefixIndex::touch`].
+    pub fn touch(&mut self, blocks: &[BlockHash]) {
+        self.index.touch(blocks);
+    }
+
+    /// See [`PrefixIndex::retract`].
+    pub fn retract(&mut self, blocks: &[BlockHash], keep: usize) -> usize {
+        self.index.retract(blocks, keep)
+    }
+
+    /// See [`PrefixIndex::stats`].
+    pub fn stats(&self) -> Stats {
+        self.index.stats()
+    }
+
+    /// Sizes of the engine block records, in O(1).
+    pub fn engine_stats(&self) -> EngineStats {
+        self.engine_blocks.stats()
+    }
+
+    /// Asserts every invariant of both parts.
+    pub fn check(&self) {
+        self.index.check();
+        self.engine_blocks.check();
+    }
+
+    fn run_after(
+        &self,
+        root: Root,
+        parent: Option<EngineBlockId>,
+        block_bytes: NonZeroUsize,
+    ) -> Option<Run> {
+        let Some(parent) = parent else {
+            let hasher = BlockHasher::new(root, block_bytes);
+            return Some(Run { above: None, depth: 0, hasher, inserted: 0 });
+        };
+        let record = &self.engine_blocks[self.engine_blocks.find_held(parent)?];
+        let hasher = BlockHasher::resume(record.chain, &record.tail, block_bytes);
+        Some(Run { above: record.above(), depth: record.depth, hasher, inserted: 0 })
+    }
+
+    /// Inserts the blocks of a run up to its block `end`, but for those inserted or left out.
+    fn insert_run(&mut self, run: &mut Run, end: usize, outcome: &mut StoredOutcome) {
+        let from = run.inserted;
+        if from < end {
+            let blocks = run.hasher.blocks();
+            let above = if from > 0 { Some(blocks[from - 1]) } else { run.above };
+            let depth = run.depth + from as u32;
+            outcome.add(self.index.insert_behind(above, depth, &blocks[from..end]));
+            run.inserted = end;
+        }
+    }
+
+    /// Brings back the blocks of ours that an engine block just stored again was missing under.
+    fn restore_joints(&mut self, id: EngineBlockId, outcome: &mut StoredOutcome) {
+        let Some(at) = self.engine_blocks.find_held(id) else { return };
+        if self.engine_blocks.tail_is_covered(at) {
+            let record = &self.engine_blocks[at];
+            for (_, joint, covered) in self.engine_blocks.joints_after(at) {
+                if covered {
+                    let inserted = self.index.insert_behind(record.above(), record.depth, &[joint]);
+                    outcome.add(inserted);
+                }
+            }
+        }
+    }
+
+    /// Counts an engine block as gone and removes every block of ours that it lies under.
+    fn remove_covered(&mut self, at: RecordId) -> usize {
+        self.engine_blocks.held -= 1;
+        let joints = self.engine_blocks.joints_after(at).into_iter();
+        let joints = joints.filter(|(by, ..)| by.copies > 0).map(|(_, joint, _)| joint);
+        let completed = self.engine_blocks[at].completed.iter().rev().copied();
+        joints.chain(completed).filter(|&block| self.index.remove(block)).count()
+    }
+
+    /// Drops an engine block in all copies.
+    fn forget(&mut self, at: RecordId) {
+        if std::mem::take(&mut self.engine_blocks[at].copies) > 0 {
+            self.remove_covered(at);
+        }
+        self.engine_blocks.orphan_children(at);
+        self.engine_blocks.free(at);
+    }
+}
