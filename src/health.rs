@@ -225,7 +225,7 @@ fn check(
         check.peer_template.options.connection_timeout = Some(config.timeout);
         return Box::new(check);
     }
-    let mut check = HttpHealthCheck::new(&member.url().host, member.url().https);
+    let mut check = HttpHealthCheck::new(&member.url().tls_name, member.url().https);
     check.peer_template.options = template.options;
     check.peer_template.options.connection_timeout = Some(config.timeout);
     check.peer_template.options.total_connection_timeout = Some(config.timeout);

@@ -11,11 +11,9 @@ use std::{
 
 use async_trait::async_trait;
 use pingora::{
-    apps::HttpServerOptions,
     apps::http_app::HttpServer,
     listeners::tls::TlsSettings,
     prelude::Server,
-    proxy::ProxyServiceBuilder,
     server::{
         RunArgs, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch, configuration::ServerConf,
     },
@@ -35,7 +33,7 @@ use crate::{
     config::{Config, ConfigError},
     fleet::{Fleet, Health},
     health::HealthService,
-    proxy::{Peers, Proxy},
+    proxy::{Front, Peers, Proxy},
     reports::{Queue, ReportListener},
     routing::block::Secret,
     telemetry::{access_log, logging, metrics},
@@ -103,10 +101,8 @@ fn compose(
     server.add_service(background_service("ready", Ready { fleet: fleet.clone() }));
 
     let logic = Proxy::new(config.clone(), fleet.clone(), draining.clone())?;
-    let mut options = HttpServerOptions::default();
-    options.h2c = true;
-    let mut proxy =
-        ProxyServiceBuilder::new(&server.configuration, logic).server_options(options).build();
+    let front = Front::new(&server.configuration, &logic);
+    let mut proxy = Service::new("proxy".to_owned(), front);
     proxy.threads = Some(config.threads);
     for addr in &config.listen {
         proxy.add_tcp(&addr.to_string());

@@ -106,6 +106,9 @@ async fn one(
             Ok(Some(())) => outcome.latencies.push(began.elapsed()),
             _ => {
                 outcome.errors += 1;
+                if std::env::var_os("BENCH_DEBUG").is_some() {
+                    crate::say(&format!("turn {turn} after {:?}", began.elapsed()));
+                }
                 sender = connect(target).await;
             }
         }

@@ -119,6 +119,9 @@ pub struct Worker {
     /// KV cache size in tokens, when known; overrides `index.cache_tokens`.
     #[serde(default)]
     pub cache_tokens: Option<u64>,
+    /// Name its certificate is checked against (and SNI); default: the URL's host.
+    #[serde(default)]
+    pub tls_name: Option<String>,
     /// Overrides `health.path`.
     #[serde(default)]
     pub health_path: Option<String>,

@@ -7,6 +7,7 @@
 pub mod file;
 mod parse;
 mod validate;
+mod workers;
 
 use std::{
     collections::HashMap, net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc,
@@ -14,7 +15,7 @@ use std::{
 };
 
 pub use parse::load;
-pub use validate::worker_url;
+pub use workers::worker_url;
 
 use crate::routing::{
     breaker::BreakerParams,
@@ -106,8 +107,10 @@ pub struct WorkerUrl {
     pub text: Arc<str>,
     /// Whether TLS is spoken.
     pub https: bool,
-    /// Host name or address, for SNI and `Host`.
+    /// Host name or address, for `Host`.
     pub host: String,
+    /// Name for SNI, and the one its certificate is checked against.
+    pub tls_name: String,
     /// The first address the host resolved to.
     pub addr: SocketAddr,
 }

@@ -128,6 +128,10 @@ impl Fleet {
         };
         let url = worker_url("worker_url", &beat.worker_url)
             .map_err(|error| Malformed::new("worker_url", error.problem))?;
+        if self.config.upstream_tls.verify && !url.can_be_verified() {
+            let problem = "a certificate cannot be checked against an address; name the host";
+            return Err(Malformed::new("worker_url", problem).into());
+        }
         let _changing = self.membership.lock();
         let members = self.members();
         if let Some(other) = members.iter().find(|m| m.id() != &id && m.url().addr == url.addr) {

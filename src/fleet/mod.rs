@@ -92,6 +92,12 @@ impl Fleet {
         self.members.load().iter().any(|member| member.health() == Health::Healthy)
     }
 
+    /// Whether some worker, be it up or down, serves `model`. An empty fleet may serve anything.
+    pub fn serves(&self, model: Option<&str>) -> bool {
+        let members = self.members.load();
+        members.is_empty() || members.iter().any(|member| member.serves(model))
+    }
+
     /// Takes in the verdict of a health check.
     pub fn record_health(&self, member: &Member, healthy: bool, why: &str) {
         if member.set_health(healthy) {

@@ -79,7 +79,7 @@ impl Fleet {
     pub fn pick(&self, ask: &PromptAsk<'_>, now: Instant) -> Result<Picked, PickError> {
         let started = crate::clock::now();
         let members = self.members.load();
-        if !members.is_empty() && !members.iter().any(|member| member.serves(ask.model)) {
+        if !self.serves(ask.model) {
             return Err(PickError::UnknownModel);
         }
         let question = self.question(ask);

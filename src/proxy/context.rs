@@ -42,6 +42,8 @@ pub struct RequestContext {
     pub tried: SmallVec<[WorkerId; 4]>,
     /// Attempts made.
     pub tries: usize,
+    /// Whether a stale connection was the cause of one of them.
+    pub stale_retried: bool,
     /// Our own error, once there is one.
     pub failure: Option<OwnError>,
     /// Reason told to the client.
@@ -99,6 +101,7 @@ impl RequestContext {
             attempt: None,
             tried: SmallVec::new(),
             tries: 0,
+            stale_retried: false,
             failure: None,
             reason: None,
             matched: (0, 0),
@@ -117,11 +120,10 @@ impl RequestContext {
         bytes / BYTES_PER_TOKEN as u64
     }
 
-    /// Records how the present attempt ended; only its first outcome counts, except that a failure
-    /// after a success (a stream that breaks off) counts too.
+    /// Records how the present attempt ended; only its first outcome counts.
     pub fn record_outcome(&mut self, fleet: &Fleet, outcome: Outcome, now: Instant) {
         let Some(attempt) = &mut self.attempt else { return };
-        if attempt.outcome_known && outcome != Outcome::Failure {
+        if attempt.outcome_known {
             return;
         }
         attempt.outcome_known = true;
@@ -142,6 +144,14 @@ impl RequestContext {
     pub fn answering(&mut self) {
         if let Some(attempt) = &mut self.attempt {
             attempt.picked.guard.answering();
+        }
+    }
+
+    /// The answer goes well so far. Only a breaker's probe is judged by that, as others wait for its
+    /// verdict; an answer may still break off, and is judged by its end.
+    pub fn goes_well(&mut self, fleet: &Fleet, now: Instant) {
+        if self.attempt.as_ref().is_some_and(|attempt| attempt.picked.probe) {
+            self.record_outcome(fleet, Outcome::Success, now);
         }
     }
 

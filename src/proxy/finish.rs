@@ -1,5 +1,7 @@
 //! The way back: what the answer says about the worker, and how the request ends.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header;
 use pingora::{Error, ErrorSource, ErrorType, http::ResponseHeader, prelude::Session};
@@ -13,6 +15,9 @@ use crate::{
     wire::error_body::OwnError,
 };
 
+/// Time for an HTTP/2 connection to send what is queued, before a stream is reset.
+const H2_FLUSH: Duration = Duration::from_millis(20);
+
 /// The worker's answer begins.
 pub(super) fn on_response_header(
     fleet: &Fleet,
@@ -25,13 +30,14 @@ pub(super) fn on_response_header(
     let content_type = response.headers.get(header::CONTENT_TYPE);
     ctx.stream.is_sse =
         content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+    if !ctx.stream.is_sse {
+        // A stream's header comes before any prefill: there the first content is the sign.
+        ctx.answering();
+    }
     match outcome_of(response) {
-        // A stream's header comes before any prefill: its first content is the sign of life.
         Outcome::Success if ctx.stream.is_sse => {}
-        outcome => {
-            ctx.record_outcome(fleet, outcome, clock::now());
-            ctx.answering();
-        }
+        Outcome::Success => ctx.goes_well(fleet, clock::now()),
+        outcome => ctx.record_outcome(fleet, outcome, clock::now()),
     }
 }
 
@@ -55,6 +61,9 @@ pub(super) fn on_response_chunk(
     let len = chunk.map_or(0, Bytes::len);
     ctx.stream.bytes_out += len as u64;
     if !ctx.stream.is_sse {
+        if end {
+            ctx.record_outcome(fleet, Outcome::Success, clock::now());
+        }
         return;
     }
     let now = clock::now();
@@ -74,7 +83,7 @@ pub(super) fn on_response_chunk(
                 let prefill = now.saturating_duration_since(picked.at);
                 Fleet::record_prefill(&picked.member, picked.tokens_ahead, prefill);
             }
-            ctx.record_outcome(fleet, Outcome::Success, now);
+            ctx.goes_well(fleet, now);
         }
         ctx.stream.last_chunk = Some(now);
     }
@@ -88,21 +97,26 @@ pub(super) async fn on_failure(
     session: &mut Session,
     error: &Error,
     ctx: &mut RequestContext,
-    keeps_clients: bool,
 ) -> u16 {
     let answered = session.response_written().is_some_and(|r| !r.status.is_informational());
-    let Some(failure) = ctx.failure.clone().or_else(|| own_error_of(error)) else { return 499 };
+    let stalled = !answered
+        && *error.esource() == ErrorSource::Downstream
+        && *error.etype() == ErrorType::ReadTimedout;
+    let own = if stalled { Some(OwnError::BodyTimeout) } else { own_error_of(error) };
+    let Some(failure) = ctx.failure.clone().or(own) else { return 499 };
     if answered {
         if ctx.stream.is_sse {
             // The stream is left without its end mark, so that nobody takes it for whole.
             let event = Bytes::from(failure.sse_event());
             let _ = session.as_downstream_mut().write_response_body(event, false).await;
+            if session.is_http2() {
+                // There the event is only queued, and the reset that follows would empty the queue.
+                tokio::time::sleep(H2_FLUSH).await;
+            }
         }
         return failure.status();
     }
-    // Before any worker was involved the body is read and the connection as good as new.
-    let keep = ctx.tries == 0 && keeps_clients && ctx.held.as_ref().is_none_or(|held| held.whole);
-    let sent = respond::send_error(session, ctx, &failure, keep).await;
+    let sent = respond::send_error(session, ctx, &failure, false).await;
     ctx.failure = Some(failure);
     if sent.is_err() { 499 } else { ctx.own_status.unwrap_or(500) }
 }

@@ -4,13 +4,14 @@ mod body;
 mod buffered;
 mod context;
 mod finish;
+mod front;
+mod intake;
 mod json_end;
 mod local;
 mod respond;
 mod upstream;
 
 use std::{
-    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -20,7 +21,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, header};
+use http::header;
 use pingora::{
     Error, ErrorType, Result as PingoraResult,
     http::{RequestHeader, ResponseHeader},
@@ -30,7 +31,7 @@ use pingora::{
 };
 
 use self::{
-    body::{BodyError, BodyLimits},
+    body::BodyError,
     buffered::Budget,
     context::{Attempt, RequestContext},
     upstream::Loss,
@@ -39,25 +40,20 @@ use crate::{
     clock,
     config::{Config, ConfigError},
     fleet::{Fleet, PickError, PromptAsk},
-    routing::{Outcome, Policy, PromptKind},
+    routing::Outcome,
     telemetry::events,
-    wire::{
-        endpoint::Endpoint,
-        error_body::OwnError,
-        multipart,
-        prompt::{self, session_key},
-    },
+    wire::{endpoint::Endpoint, error_body::OwnError},
 };
+pub use front::Front;
 pub use upstream::Peers;
 
 /// Bytes of a refused request's rest that are read and dropped before the connection is closed.
 const LINGER_BYTES_MAX: usize = 16 << 20;
 /// How long that may take.
 const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
-/// How long a request may wait at start for the first health check of any worker.
-const FIRST_VERDICT_MAX: Duration = Duration::from_secs(5);
 
-/// The proxy service's logic.
+/// The proxy service's logic; clones share everything.
+#[derive(Clone)]
 pub struct Proxy {
     config: Arc<Config>,
     fleet: Arc<Fleet>,
@@ -79,75 +75,6 @@ impl Proxy {
         let peers = Peers::new(&config)?;
         let budget = Budget::new(config.limits.buffered_bytes_max);
         Ok(Self { config, fleet, peers, budget, draining })
-    }
-
-    /// Reads the request far enough to route it. `Err(None)` means the client is gone.
-    async fn take_in(
-        &self,
-        session: &mut Session,
-        ctx: &mut RequestContext,
-    ) -> Result<(), BodyError> {
-        let limits = BodyLimits {
-            bytes_max: self.config.limits.body_bytes_max,
-            timeouts: &self.config.timeouts,
-            budget: &self.budget,
-        };
-        ctx.held = body::receive(session.as_downstream_mut(), &limits).await?;
-        let bytes = ctx.held.as_ref().map(|held| held.bytes.clone()).unwrap_or_default();
-        ctx.body_bytes = bytes.len();
-        self.read_facts(session, ctx, bytes).await;
-        self.choose_policy(session, ctx)?;
-        Ok(())
-    }
-
-    async fn read_facts(&self, session: &Session, ctx: &mut RequestContext, bytes: Bytes) {
-        let headers = &session.req_header().headers;
-        let value = |name: &http::HeaderName| headers.get(name).map(HeaderValue::as_bytes);
-        let tenant = self.config.headers.tenant.as_ref().and_then(value).unwrap_or_default();
-        let content_type =
-            headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
-        ctx.facts = match ctx.endpoint {
-            Endpoint::Prompt(form) => prompt::facts(form, &bytes, tenant, self.fleet.hashing()),
-            _ if content_type.starts_with("multipart/form-data") => prompt::Facts {
-                model: multipart::model(content_type, bytes).await,
-                ..prompt::Facts::default()
-            },
-            _ => prompt::facts_without_prompt(&bytes),
-        };
-        ctx.kind = match ctx.endpoint {
-            Endpoint::Prompt(_) if ctx.facts.readable => PromptKind::Prompt,
-            Endpoint::Prompt(_) => PromptKind::Unreadable,
-            _ => PromptKind::NoPrompt,
-        };
-        ctx.matched.1 = ctx.facts.prompts.iter().map(Vec::len).sum();
-        ctx.session = value(&self.config.headers.session).map(session_key).or(ctx.facts.user);
-    }
-
-    fn choose_policy(&self, session: &Session, ctx: &mut RequestContext) -> Result<(), OwnError> {
-        let policies = &self.config.policies;
-        ctx.policy = *policies.of(ctx.facts.model.as_deref());
-        if !policies.override_allowed {
-            return Ok(());
-        }
-        if let Some(name) = session.req_header().headers.get(respond::POLICY) {
-            let named = name.to_str().ok().and_then(|name| Policy::from_str(name).ok());
-            ctx.policy.0 =
-                named.ok_or_else(|| OwnError::UnknownPolicy { known: Policy::NAMES.join(", ") })?;
-        }
-        Ok(())
-    }
-
-    /// Right after the start nobody has been checked yet: wait for a first verdict rather than
-    /// refuse.
-    async fn wait_for_verdict(&self, session: &mut Session) -> PingoraResult<()> {
-        let mut verdict = self.fleet.first_verdict();
-        if *verdict.borrow() {
-            return Ok(());
-        }
-        let known = tokio::time::timeout(FIRST_VERDICT_MAX, async move {
-            let _ = verdict.wait_for(|known| *known).await;
-        });
-        body::while_client_waits(session.as_downstream_mut(), known).await.map(|_| ())
     }
 
     fn pick(&self, ctx: &mut RequestContext) -> Result<HttpPeer, OwnError> {
@@ -204,6 +131,11 @@ impl Proxy {
     }
 }
 
+/// Whether the whole body was read.
+fn is_read(ctx: &RequestContext) -> bool {
+    ctx.held.as_ref().is_none_or(|held| held.whole)
+}
+
 /// Carries one of our own errors through Pingora to `fail_to_proxy`.
 fn own(ctx: &mut RequestContext, error: OwnError) -> Box<Error> {
     let status = error.status();
@@ -248,9 +180,21 @@ impl ProxyHttp for Proxy {
                 return Ok(true);
             }
         }
+        if !self.fleet.serves(ctx.facts.model.as_deref()) {
+            // Said here, an error of ours leaves the connection usable; Pingora closes it after one
+            // that comes from `upstream_peer`.
+            let error = local::unknown_model(&self.fleet, ctx.facts.model.as_deref().unwrap_or(""));
+            let keep = self.keeps_clients() && is_read(ctx);
+            respond::send_error(session, ctx, &error, keep).await?;
+            return Ok(true);
+        }
         // After the body: only then is the client's silence the silence of one who waits.
-        if ctx.held.as_ref().is_none_or(|held| held.whole) {
+        if is_read(ctx) {
             self.wait_for_verdict(session).await?;
+        } else {
+            // Pingora reads the rest, within the same patience.
+            let silence = self.config.timeouts.body_silence;
+            session.as_downstream_mut().set_read_timeout(Some(silence));
         }
         Ok(false)
     }
@@ -343,8 +287,16 @@ impl ProxyHttp for Proxy {
         let now = clock::now();
         let loss = Loss::of(&error, attempt, reused, answered, now);
         match loss {
-            Loss::Client => ctx.end_attempt(),
-            Loss::Stale if ctx.replay.can_replay(ctx.held.as_ref()) => {
+            Loss::Client => {
+                if ctx.stream.first.seen() {
+                    // The worker was answering when the client left.
+                    ctx.record_outcome(&self.fleet, Outcome::Success, now);
+                }
+                ctx.end_attempt();
+            }
+            // Once a request: were it the request that kills the worker, it would go round.
+            Loss::Stale if !ctx.stale_retried && ctx.replay.can_replay(ctx.held.as_ref()) => {
+                ctx.stale_retried = true;
                 let again = self.give_up(ctx, OwnError::WorkerFailed, "stale-connection");
                 if again && !self.others_left(ctx) {
                     // Its connection was stale, the worker is not: better it than nobody.
@@ -405,9 +357,8 @@ impl ProxyHttp for Proxy {
         error: &Error,
         ctx: &mut RequestContext,
     ) -> FailToProxy {
-        let error_code = finish::on_failure(session, error, ctx, self.keeps_clients()).await;
-        // The connection's own keep-alive state, set with the answer, has the last word.
-        FailToProxy { error_code, can_reuse_downstream: ctx.tries == 0 }
+        let error_code = finish::on_failure(session, error, ctx).await;
+        FailToProxy { error_code, can_reuse_downstream: false }
     }
 
     async fn logging(

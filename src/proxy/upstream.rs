@@ -48,7 +48,7 @@ impl Peers {
 
     /// The peer of a worker.
     pub fn of(&self, url: &WorkerUrl) -> HttpPeer {
-        let mut peer = HttpPeer::new(url.addr, url.https, url.host.clone());
+        let mut peer = HttpPeer::new(url.addr, url.https, url.tls_name.clone());
         let options = &mut peer.options;
         options.connection_timeout = Some(self.timeouts.connect);
         options.total_connection_timeout = Some(self.timeouts.connect);

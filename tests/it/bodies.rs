@@ -162,7 +162,7 @@ async fn a_chunked_body_whose_end_mark_comes_late_arrives() {
         let body = chat_body_of(bytes);
         let mut raw = lb.raw().await;
         raw.send(chunked([chunk(&body, "")], "")).await;
-        let inflight = async || lb.metrics().await.sum("warmroute_buffered_bytes", &[]) > 0.0;
+        let inflight = async || lb.metrics().await.sum("warmroute_buffered_bytes", &[]) > 0;
         eventually("the body is held", inflight).await;
         raw.send("0\r\n\r\n").await;
         let answer = raw.answer().await;
@@ -219,9 +219,22 @@ async fn a_client_that_leaves_in_the_middle_of_its_body_frees_what_was_held() {
     raw.send("POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
         .await;
     raw.send(noise(50_000)).await;
-    let held = async || lb.metrics().await.sum("warmroute_buffered_bytes", &[]) > 0.0;
+    let held = async || lb.metrics().await.sum("warmroute_buffered_bytes", &[]) > 0;
     eventually("the body is held", held).await;
     drop(raw);
     lb.idle().await;
     assert_eq!(lb.request_count(), 0);
+}
+
+#[tokio::test]
+async fn connections_to_a_worker_are_used_again() {
+    let lb = lb().worker(echo()).config("health: {interval_ms: 600000}").start().await;
+    let before = lb.workers[0].connections();
+    for how in How::ALL {
+        for bytes in [200, 6 << 10, 80_000] {
+            arrives_whole(&lb, how, &chat_of(bytes)).await;
+        }
+    }
+    let made = lb.workers[0].connections() - before;
+    assert!(made <= 8, "{made} connections for 15 requests in a row");
 }

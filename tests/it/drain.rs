@@ -6,6 +6,8 @@ use tokio::net::TcpStream;
 
 use crate::support::{Act, Ask, Lb, Proto, echo, eventually, lb, streaming_gated};
 
+const BOTH: [Proto; 2] = [Proto::H1, Proto::H2];
+
 async fn ends_well(lb: &mut Lb) {
     let mut status = None;
     eventually("the process ends", async || {
@@ -18,7 +20,7 @@ async fn ends_well(lb: &mut Lb) {
 
 #[tokio::test]
 async fn an_open_stream_finishes_and_new_connections_are_turned_away() {
-    for proto in [Proto::H1, Proto::H2] {
+    for proto in BOTH {
         let mut lb = lb().worker(streaming_gated(10)).start().await;
         lb.workers[0].let_go(1);
         let mut open = lb.open(&Ask::stream("hello").over(proto)).await;
@@ -85,7 +87,7 @@ async fn no_request_is_lost_by_clients_that_come_while_it_drains() {
     let mut lb = lb().worker(echo()).start().await;
     let client = async |nth: usize| {
         let mut answered = 0_usize;
-        let mut conn = lb.conn(if nth % 2 == 0 { Proto::H1 } else { Proto::H2 }).await;
+        let mut conn = lb.conn(BOTH[nth % 2]).await;
         for turn in 0.. {
             let ask = Ask::chat(&format!("{nth} {turn}"));
             if !conn.is_open().await {

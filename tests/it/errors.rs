@@ -1,6 +1,8 @@
 //! Every error of our own: OpenAI's shape, a stable code, and what may help.
 
-use crate::support::{Ask, Lb, Proto, dying, echo, holding, lb, stalled};
+use crate::support::{
+    Ask, Lb, Proto, chat_body_of, dying, echo, eventually, holding, lb, stalled, within,
+};
 
 const BOTH: [Proto; 2] = [Proto::H1, Proto::H2];
 
@@ -53,7 +55,7 @@ async fn a_saturated_fleet_is_a_503() {
     };
     let others = async {
         let taken = async || lb.workers[0].at_work() == 1;
-        crate::support::eventually("the worker is busy", taken).await;
+        eventually("the worker is busy", taken).await;
         chat_fails(&lb, 503, "saturated", "shed").await;
         lb.workers[0].let_go(1);
     };
@@ -94,17 +96,38 @@ async fn an_unknown_policy_is_a_400_that_names_the_known_ones() {
     }
 }
 
+/// A client that is not told otherwise sends its next request on the same connection.
 #[tokio::test]
-async fn a_connection_survives_an_error_that_was_nobodys_fault() {
-    let lb = lb().worker(echo().models(&["alpha"])).start().await;
-    for proto in BOTH {
-        let mut conn = lb.conn(proto).await;
-        for _ in 0..3 {
-            let answer = conn.ask(&Ask::chat_with("beta", "hello")).await;
-            answer.assert_error(404, "model_not_found");
-            assert_eq!(conn.ask(&Ask::chat_with("alpha", "hello")).await.status, 200);
+async fn after_an_error_of_ours_a_connection_goes_on_or_the_client_was_told_that_it_ends() {
+    let lb = lb()
+        .worker(holding().models(&["alpha"]))
+        .config("{policy_override: true, limits: {inflight_max: 1, body_bytes_max: 50000}}")
+        .start()
+        .await;
+    let busy = async { lb.ask(&Ask::chat_with("alpha", "first")).await };
+    let errors = async {
+        eventually("the worker is busy", async || lb.workers[0].at_work() == 1).await;
+        for proto in BOTH {
+            for (ask, status) in [
+                (Ask::get("/v1/models/beta"), 404),
+                (Ask::chat_with("beta", "hello"), 404),
+                (Ask::chat_with("alpha", "hello"), 503),
+                (Ask::chat("hello").header("x-router-policy", "none such"), 400),
+                (Ask::post("/v1/chat/completions", chat_body_of(60_000)), 413),
+            ] {
+                let mut conn = lb.conn(proto).await;
+                let answer = conn.ask(&ask).await;
+                assert_eq!(answer.status, status, "{answer:?}");
+                let told = answer.headers.get("connection").is_some_and(|value| value == "close");
+                if proto == Proto::H2 || !told {
+                    let next = within("the next answer", conn.send(&Ask::get("/v1/models"))).await;
+                    assert!(next.is_ok(), "{proto:?} after {answer:?}: {next:?}");
+                }
+            }
         }
-    }
+        lb.workers[0].let_go(1);
+    };
+    tokio::join!(busy, errors);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ async fn a_worker_that_fails_its_checks_gets_no_traffic_until_it_passes_again() 
     assert_eq!(lb.workers[0].request_count(), before);
     let healthy =
         async |worker| lb.metrics().await.sum("warmroute_worker_healthy", &[("worker", worker)]);
-    assert_eq!((healthy("w0").await, healthy("w1").await), (0.0, 1.0));
+    assert_eq!((healthy("w0").await, healthy("w1").await), (0, 1));
     lb.workers[0].set_healthy(true);
     eventually("it gets traffic again", async || {
         lb.ask(&Ask::chat("hello")).await.echo().worker == "w0"
@@ -65,7 +65,7 @@ async fn requests_wait_for_the_first_verdict() {
         });
         let all = futures_util::future::join_all(asks);
         let verdict = async {
-            let held = async || lb.metrics().await.sum("warmroute_buffered_bytes", &[]) > 0.0;
+            let held = async || lb.metrics().await.sum("warmroute_buffered_bytes", &[]) > 0;
             eventually("a request waits", held).await;
             assert_eq!(lb.request_count(), 0, "nobody gets traffic unchecked");
             lb.workers[0].let_health_go();

@@ -60,7 +60,7 @@ async fn a_client_that_sends_its_too_large_body_anyway_still_sees_the_answer() {
     raw.send(format!("{HEAD}Content-Length: 1000000\r\n\r\n")).await;
     raw.send(noise(1_000_000)).await;
     assert_raw_error(&mut raw, 413, "body_too_large").await;
-    assert_eq!(raw.to_end().await, b"", "the connection is closed afterwards");
+    assert_eq!(raw.until_end().await, b"", "the connection is closed afterwards");
 }
 
 #[tokio::test]
@@ -138,7 +138,7 @@ async fn a_body_for_which_no_memory_is_left_is_refused_for_the_moment() {
     let mut first = lb.raw().await;
     first.send(format!("{HEAD}Content-Length: 90000\r\n\r\n")).await;
     first.send(noise(89_000)).await;
-    let held = async || lb.metrics().await.sum("warmroute_buffered_bytes", &[]) >= 89_000.0;
+    let held = async || lb.metrics().await.sum("warmroute_buffered_bytes", &[]) >= 89_000;
     eventually("the first body is held", held).await;
     for proto in [Proto::H1, Proto::H2] {
         let ask = Ask::post("/v1/chat/completions", chat_body_of(90_000)).over(proto);
@@ -201,7 +201,7 @@ async fn length_and_chunks_at_once_reach_no_worker_in_two_meanings() {
     ))
     .await;
     raw.finish().await;
-    let _ = raw.to_end().await;
+    let _ = raw.until_end().await;
     lb.idle().await;
     for seen in lb.workers[0].requests() {
         let lengths = (

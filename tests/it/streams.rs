@@ -171,10 +171,10 @@ async fn a_client_that_leaves_while_nobody_has_a_verdict_is_forgotten() {
         let pending = tokio::spawn(async move {
             let _ = conn.send(&Ask::chat("hello")).await;
         });
-        eventually("the request waits", async || buffered().await > 0.0).await;
+        eventually("the request waits", async || buffered().await > 0).await;
         let left = Instant::now();
         pending.abort();
-        eventually("the request is forgotten", async || buffered().await == 0.0).await;
+        eventually("the request is forgotten", async || buffered().await == 0).await;
         // Well before the router itself would stop waiting.
         assert!(left.elapsed() < Duration::from_secs(3), "{:?}", left.elapsed());
         lb.workers[0].let_health_go();

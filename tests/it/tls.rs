@@ -1,8 +1,7 @@
 //! TLS towards clients and towards workers.
 
-use crate::support::Conn;
 use crate::support::{
-    Ask, Authority, Lb, Proto, chat_body_of, echo, eventually, lb, streaming_gated,
+    Act, Ask, Authority, Conn, Lb, Proto, chat_body_of, echo, eventually, lb, streaming_gated,
 };
 
 const H2_FIRST: &[u8] = b"\x02h2\x08http/1.1";
@@ -44,7 +43,7 @@ async fn the_listener_speaks_what_alpn_chooses() {
 #[tokio::test]
 async fn a_stream_and_its_cancel_pass_through_tls() {
     let (lb, authority) = with_listener().await;
-    lb.workers[0].set_act(crate::support::Act::Stream { events: 3, gated: true });
+    lb.workers[0].set_act(Act::Stream { events: 3, gated: true });
     for (count, offer) in [(1, H2_FIRST), (2, H1_ONLY)] {
         let (mut conn, ..) = Conn::open_tls(lb.tls_addr(), authority.cert(), offer).await;
         lb.workers[0].let_go(1);
@@ -68,14 +67,35 @@ async fn bodies_pass(lb: &Lb) {
     }
 }
 
-#[tokio::test]
-async fn a_worker_with_a_certificate_of_a_known_authority_is_used() {
+async fn known_authority(host: &str, extra: &str) {
     let authority = Authority::new("worker's authority");
-    let scene = lb().worker(echo().models(&["m"]).tls(authority.issue()));
+    let worker = echo().models(&["m"]).tls(authority.issue()).host(host);
+    let scene = lb().worker(if extra.is_empty() { worker } else { worker.yaml(extra) });
     let ca = authority.write(scene.folder(), "ca.pem");
     let lb = scene.config(&format!("upstream_tls: {{ca: {}}}", ca.display())).start().await;
     assert_eq!(lb.status(0).await["health"], "healthy");
     bodies_pass(&lb).await;
+}
+
+#[tokio::test]
+async fn a_worker_with_a_certificate_of_a_known_authority_is_used_by_its_name() {
+    known_authority("localhost", "").await;
+}
+
+#[tokio::test]
+async fn a_worker_with_a_certificate_of_a_known_authority_is_used_by_its_address_and_tls_name() {
+    known_authority("127.0.0.1", "tls_name: localhost").await;
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_name_is_not_taken() {
+    let authority = Authority::new("worker's authority");
+    let identity = authority.issue_for("elsewhere.example");
+    let scene = lb().worker(echo().tls(identity).host("localhost"));
+    let ca = authority.write(scene.folder(), "ca.pem");
+    let lb = scene.config(&format!("upstream_tls: {{ca: {}}}", ca.display())).start().await;
+    lb.health_is(0, "unhealthy").await;
+    lb.ask(&Ask::chat("hello")).await.assert_error(503, "no_worker");
 }
 
 #[tokio::test]
@@ -110,7 +130,7 @@ async fn a_stream_of_a_tls_worker_passes_event_by_event() {
 async fn a_worker_with_a_certificate_of_another_authority_is_unhealthy_and_gets_nothing() {
     let (known, other) = (Authority::new("known"), Authority::new("other"));
     for extra in ["", "health: {kind: tcp}"] {
-        let scene = lb().worker(echo().tls(other.issue()));
+        let scene = lb().worker(echo().tls(other.issue()).host("localhost"));
         let ca = known.write(scene.folder(), "ca.pem");
         let mut scene = scene.config(&format!("upstream_tls: {{ca: {}}}", ca.display()));
         if !extra.is_empty() {

@@ -54,6 +54,9 @@ fn main() -> Result<(), Any> {
     ));
     say(&format!("decision time: p50 at most {p50} us, p99 at most {p99} us"));
     say(&format!("resident memory: {} MiB", ours.resident() >> 20));
+    for line in page.lines().filter(|line| line.starts_with("warmroute_decisions_total")) {
+        say(line);
+    }
     Ok(())
 }
 

@@ -21,7 +21,7 @@ pub(crate) struct Authority {
     key: PKey<Private>,
 }
 
-/// A certificate for 127.0.0.1 and localhost, with its key.
+/// A certificate with its key.
 #[derive(Clone)]
 pub(crate) struct Identity {
     /// Certificate.
@@ -55,11 +55,13 @@ fn new_cert(name: &str, key: &PKey<Private>, issuer: Option<&Authority>) -> X509
         let usage = KeyUsage::new().critical().key_cert_sign().crl_sign().build().expect("usage");
         cert.append_extension(usage).expect("usage");
     } else {
-        let names = SubjectAlternativeName::new()
-            .ip("127.0.0.1")
-            .dns("localhost")
-            .build(&cert.x509v3_context(issuer.map(|ca| &*ca.cert), None))
-            .expect("names");
+        let mut names = SubjectAlternativeName::new();
+        names.dns(name);
+        if name == "localhost" {
+            names.ip("127.0.0.1");
+        }
+        let names =
+            names.build(&cert.x509v3_context(issuer.map(|ca| &*ca.cert), None)).expect("names");
         cert.append_extension(names).expect("names");
     }
     cert.sign(issuer.map_or(key, |ca| &ca.key), MessageDigest::sha256()).expect("signature");
@@ -73,10 +75,15 @@ impl Authority {
         Self { cert: new_cert(name, &key, None), key }
     }
 
-    /// Issues an identity.
+    /// Issues an identity for localhost and 127.0.0.1.
     pub(crate) fn issue(&self) -> Identity {
+        self.issue_for("localhost")
+    }
+
+    /// Issues an identity for this name.
+    pub(crate) fn issue_for(&self, name: &str) -> Identity {
         let key = new_key();
-        Identity { cert: new_cert("localhost", &key, Some(self)), key }
+        Identity { cert: new_cert(name, &key, Some(self)), key }
     }
 
     /// The authority's certificate.

@@ -281,8 +281,8 @@ impl Lb {
             assert!(metrics.has("warmroute_inflight"), "{metrics:?}");
             ["warmroute_inflight", "warmroute_queued_tokens", "warmroute_decodes"]
                 .iter()
-                .all(|name| metrics.sum(name, &[]) == 0.0)
-                && metrics.sum("warmroute_buffered_bytes", &[]) == 0.0
+                .all(|name| metrics.sum(name, &[]) == 0)
+                && metrics.sum("warmroute_buffered_bytes", &[]) == 0
         })
         .await;
     }

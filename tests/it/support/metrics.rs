@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-/// Prometheus text, parsed as far as tests need it.
+/// Prometheus text, parsed as far as tests need it: they look at whole numbers only.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    samples: Vec<(String, String, f64)>,
+    samples: Vec<(String, String, i64)>,
 }
 
 impl Metrics {
@@ -17,14 +17,14 @@ impl Metrics {
                 Some((name, labels)) => (name, labels.trim_end_matches('}')),
                 None => (series, ""),
             };
-            Some((name.to_owned(), labels.to_owned(), value.parse().ok()?))
+            Some((name.to_owned(), labels.to_owned(), value.parse::<f64>().ok()? as i64))
         };
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         Self { samples: lines.filter_map(sample).collect() }
     }
 
     /// Sum of the series of `name` whose labels include all of `labels`; 0 without any.
-    pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+    pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> i64 {
         let fits = |text: &str| {
             labels.iter().all(|(key, value)| {
                 let mut label = String::new();

@@ -124,7 +124,7 @@ impl Raw {
     }
 
     /// Waits for the end of the connection; what came before it.
-    pub(crate) async fn to_end(&mut self) -> Vec<u8> {
+    pub(crate) async fn until_end(&mut self) -> Vec<u8> {
         while within("the end of the connection", self.fill()).await {}
         self.unread.split().to_vec()
     }

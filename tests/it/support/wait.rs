@@ -21,8 +21,6 @@ pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool)
 
 /// The value of `future`, which must come before the deadline.
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match timeout(DEADLINE, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("hangs: {what}"),
-    }
+    let value = timeout(DEADLINE, future).await.ok();
+    value.unwrap_or_else(|| panic!("hangs: {what}"))
 }

@@ -4,7 +4,6 @@ use std::{
     future::pending,
     io,
     net::SocketAddr,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -60,6 +59,8 @@ pub(crate) enum Act {
     Stall,
     /// Reads the request and closes without an answer.
     Die,
+    /// As `Die`, after this long.
+    DieAfter(Duration),
     /// From the second request of a connection on: closes at its first byte, as a worker does that
     /// gave the connection up a moment ago. Echoes the first.
     DieOnReuse,
@@ -73,7 +74,8 @@ pub(crate) struct WorkerSpec {
     health_gated: bool,
     idle_close: Option<Duration>,
     pub(super) yaml: Vec<String>,
-    pub(super) tls: Option<Identity>,
+    host: String,
+    tls: Option<Identity>,
 }
 
 fn spec(act: Act) -> WorkerSpec {
@@ -84,6 +86,7 @@ fn spec(act: Act) -> WorkerSpec {
         health_gated: false,
         idle_close: None,
         yaml: Vec::new(),
+        host: "127.0.0.1".to_owned(),
         tls: None,
     }
 }
@@ -193,6 +196,12 @@ impl WorkerSpec {
         self
     }
 
+    /// Is known to the router by this name of its address.
+    pub(crate) fn host(mut self, host: &str) -> Self {
+        host.clone_into(&mut self.host);
+        self
+    }
+
     pub(super) async fn start(self, id: String) -> Worker {
         let state = Arc::new(State {
             id: id.clone(),
@@ -211,7 +220,9 @@ impl WorkerSpec {
             cancels: Mutex::default(),
         });
         let (listener, port) = bind_somewhere().await;
-        let worker = Worker { id, port, tls: self.tls.is_some(), state, task: Mutex::new(None) };
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}:{port}", self.host);
+        let worker = Worker { id, port, url, state, task: Mutex::new(None) };
         worker.serve(listener);
         worker
     }
@@ -265,7 +276,7 @@ struct State {
 pub(crate) struct Worker {
     pub(crate) id: String,
     port: u16,
-    tls: bool,
+    url: String,
     state: Arc<State>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -285,8 +296,8 @@ impl Worker {
     }
 
     /// Its URL.
-    pub(crate) fn url(&self) -> String {
-        format!("{}://{}", if self.tls { "https" } else { "http" }, self.addr())
+    pub(crate) fn url(&self) -> &str {
+        &self.url
     }
 
     /// Requests that reached it whole, checks and model lists aside.
@@ -378,7 +389,7 @@ impl Worker {
                                     let ssl = Ssl::new(acceptor.context()).expect("TLS");
                                     let stream = tokio_openssl::SslStream::new(ssl, stream);
                                     let mut stream = stream.expect("TLS");
-                                    if Pin::new(&mut stream).accept().await.is_ok() {
+                                    if std::pin::Pin::new(&mut stream).accept().await.is_ok() {
                                         connection(stream, state.clone()).await;
                                     }
                                 }
@@ -551,13 +562,11 @@ async fn perform(
         Act::CutPlain => {
             at_work.done();
             let pieces = stream::unfold(0, |step| async move {
-                match step {
-                    0 => Some((Ok(Frame::data(Bytes::from_static(b"{\"half\":"))), 1)),
-                    _ => {
-                        sleep(BREATH).await;
-                        Some((Err(broken()), 2))
-                    }
+                if step == 0 {
+                    return Some((Ok(Frame::data(Bytes::from_static(b"{\"half\":"))), 1));
                 }
+                sleep(BREATH).await;
+                Some((Err(broken()), 2))
             });
             let response = Response::builder().header("content-type", "application/json");
             let body = BodyExt::boxed_unsync(StreamBody::new(pieces));
@@ -566,6 +575,11 @@ async fn perform(
         Act::Stall => {
             let _at_work = at_work;
             pending().await
+        }
+        Act::DieAfter(while_working) => {
+            sleep(while_working).await;
+            at_work.done();
+            Err(broken())
         }
         Act::Die => {
             at_work.done();

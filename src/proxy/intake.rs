@@ -1,0 +1,97 @@
+//! The way in: body, facts, policy, and the wait for a first verdict.
+
+use std::{str::FromStr, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, header};
+use pingora::{Result as PingoraResult, prelude::Session};
+
+use super::{
+    Proxy,
+    body::{self, BodyError, BodyLimits},
+    context::RequestContext,
+    respond,
+};
+use crate::{
+    routing::{Policy, PromptKind},
+    wire::{
+        endpoint::Endpoint,
+        error_body::OwnError,
+        multipart,
+        prompt::{self, session_key},
+    },
+};
+
+/// How long a request may wait at start for the first health check of any worker.
+const FIRST_VERDICT_MAX: Duration = Duration::from_secs(5);
+
+impl Proxy {
+    /// Reads the request far enough to route it. `Err(None)` means the client is gone.
+    pub(super) async fn take_in(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+    ) -> Result<(), BodyError> {
+        let limits = BodyLimits {
+            bytes_max: self.config.limits.body_bytes_max,
+            timeouts: &self.config.timeouts,
+            budget: &self.budget,
+        };
+        ctx.held = body::receive(session.as_downstream_mut(), &limits).await?;
+        let bytes = ctx.held.as_ref().map(|held| held.bytes.clone()).unwrap_or_default();
+        ctx.body_bytes = bytes.len();
+        self.read_facts(session, ctx, bytes).await;
+        self.choose_policy(session, ctx)?;
+        Ok(())
+    }
+
+    async fn read_facts(&self, session: &Session, ctx: &mut RequestContext, bytes: Bytes) {
+        let headers = &session.req_header().headers;
+        let value = |name: &http::HeaderName| headers.get(name).map(HeaderValue::as_bytes);
+        let tenant = self.config.headers.tenant.as_ref().and_then(value).unwrap_or_default();
+        let content_type =
+            headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+        ctx.facts = match ctx.endpoint {
+            Endpoint::Prompt(form) => prompt::facts(form, &bytes, tenant, self.fleet.hashing()),
+            _ if content_type.starts_with("multipart/form-data") => prompt::Facts {
+                model: multipart::model(content_type, bytes).await,
+                ..prompt::Facts::default()
+            },
+            _ => prompt::facts_without_prompt(&bytes),
+        };
+        ctx.kind = match ctx.endpoint {
+            Endpoint::Prompt(_) if ctx.facts.readable => PromptKind::Prompt,
+            Endpoint::Prompt(_) => PromptKind::Unreadable,
+            _ => PromptKind::NoPrompt,
+        };
+        ctx.matched.1 = ctx.facts.prompts.iter().map(Vec::len).sum();
+        ctx.session = value(&self.config.headers.session).map(session_key).or(ctx.facts.user);
+    }
+
+    fn choose_policy(&self, session: &Session, ctx: &mut RequestContext) -> Result<(), OwnError> {
+        let policies = &self.config.policies;
+        ctx.policy = *policies.of(ctx.facts.model.as_deref());
+        if !policies.override_allowed {
+            return Ok(());
+        }
+        if let Some(name) = session.req_header().headers.get(respond::POLICY) {
+            let named = name.to_str().ok().and_then(|name| Policy::from_str(name).ok());
+            ctx.policy.0 =
+                named.ok_or_else(|| OwnError::UnknownPolicy { known: Policy::NAMES.join(", ") })?;
+        }
+        Ok(())
+    }
+
+    /// Right after the start nobody has been checked yet: wait for a first verdict rather than
+    /// refuse.
+    pub(super) async fn wait_for_verdict(&self, session: &mut Session) -> PingoraResult<()> {
+        let mut verdict = self.fleet.first_verdict();
+        if *verdict.borrow() {
+            return Ok(());
+        }
+        let known = tokio::time::timeout(FIRST_VERDICT_MAX, async move {
+            let _ = verdict.wait_for(|known| *known).await;
+        });
+        body::while_client_waits(session.as_downstream_mut(), known).await.map(|_| ())
+    }
+}
