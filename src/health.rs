@@ -1,10 +1,12 @@
 //! Background checks: is the worker there, and what does it serve?
 //!
 //! One task a worker, so that a hung one delays nobody. The check itself is Pingora's; what its
-//! verdict means is the fleet's.
+//! verdict means is the fleet's. Connectors and checks are shared: each of Pingora's loads the
+//! system's certificates, which takes some 25 ms and megabytes.
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -13,6 +15,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use pingora::{
     connectors::http::Connector, http::RequestHeader, prelude::HttpPeer, server::ShutdownWatch,
     services::background::BackgroundService,
@@ -46,12 +49,48 @@ pub struct HealthService {
     fleet: Arc<Fleet>,
     config: HealthConfig,
     peers: Peers,
+    connector: Arc<Connector>,
+    checks: Mutex<HashMap<CheckKey, SharedCheck>>,
+}
+
+type SharedCheck = Arc<dyn HealthCheck + Send + Sync>;
+
+/// Workers that agree in these can share a check; the address comes with each call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct CheckKey {
+    https: bool,
+    tls_name: String,
+    host: String,
+    path: String,
 }
 
 impl HealthService {
     /// Checks every worker of `fleet`, also those that join later.
     pub fn new(fleet: Arc<Fleet>, config: HealthConfig, peers: Peers) -> Self {
-        Self { fleet, config, peers }
+        Self {
+            fleet,
+            config,
+            peers,
+            connector: Arc::new(Connector::new(None)),
+            checks: Mutex::default(),
+        }
+    }
+
+    fn check_for(&self, member: &Member) -> SharedCheck {
+        let url = member.url();
+        let key = CheckKey {
+            https: url.https,
+            tls_name: if url.https { url.tls_name.clone() } else { String::new() },
+            // Nobody routes by a host that is an address.
+            host: if url.host.parse::<IpAddr>().is_ok() {
+                "localhost".to_owned()
+            } else {
+                host_header(member)
+            },
+            path: member.config.health_path.clone(),
+        };
+        let make = || check(&self.config, &self.peers, member, &key.host);
+        self.checks.lock().entry(key.clone()).or_insert_with(make).clone()
     }
 
     /// Starts tasks for workers that have none, ends those of workers that left.
@@ -65,6 +104,8 @@ impl HealthService {
             }
             stays
         });
+        // Only the map holds it: no worker is checked this way any more.
+        self.checks.lock().retain(|_, check| Arc::strong_count(check) > 1);
         for member in members.iter() {
             tasks.entry(key(member)).or_insert_with(|| {
                 let watch = Watch::new(self, member.clone());
@@ -98,7 +139,8 @@ struct Watch {
     member: Arc<Member>,
     config: HealthConfig,
     peers: Peers,
-    check: Box<dyn HealthCheck + Send + Sync>,
+    connector: Arc<Connector>,
+    check: SharedCheck,
     backend: Option<Backend>,
     passed_in_row: AtomicUsize,
     failed_in_row: AtomicUsize,
@@ -108,7 +150,8 @@ impl Watch {
     fn new(service: &HealthService, member: Arc<Member>) -> Self {
         let backend = Backend::new(&member.url().addr.to_string()).ok();
         Self {
-            check: check(&service.config, &service.peers, &member),
+            check: service.check_for(&member),
+            connector: service.connector.clone(),
             fleet: service.fleet.clone(),
             config: service.config.clone(),
             peers: service.peers.clone(),
@@ -122,13 +165,12 @@ impl Watch {
     async fn run(self) {
         let mut due = interval(self.config.interval);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let connector = Connector::new(None);
         let mut models_due = clock::now();
         loop {
             due.tick().await;
             let passed = self.check_once().await;
             if passed && self.member.learns_models() && clock::now() >= models_due {
-                models_due = self.learn_models(&connector).await;
+                models_due = self.learn_models().await;
             }
         }
     }
@@ -162,8 +204,8 @@ impl Watch {
     }
 
     /// Asks for the models; gives when to ask again.
-    async fn learn_models(&self, connector: &Connector) -> std::time::Instant {
-        let asked = timeout(self.config.timeout, self.ask_models(connector)).await;
+    async fn learn_models(&self) -> std::time::Instant {
+        let asked = timeout(self.config.timeout, self.ask_models()).await;
         match asked {
             Ok(Ok(entries)) => {
                 let names: Vec<_> = entries.iter().map(|entry| entry.id.clone()).collect();
@@ -182,10 +224,9 @@ impl Watch {
 
     async fn ask_models(
         &self,
-        connector: &Connector,
     ) -> Result<Vec<models::ModelEntry>, Box<dyn std::error::Error + Send + Sync>> {
         let peer: HttpPeer = self.peers.of(self.member.url());
-        let (mut session, _) = connector.get_http_session(&peer).await?;
+        let (mut session, _) = self.connector.get_http_session(&peer).await?;
         session.set_read_timeout(Some(self.config.timeout));
         let mut request = RequestHeader::build("GET", b"/v1/models", None)?;
         request.insert_header("host", host_header(&self.member))?;
@@ -214,16 +255,12 @@ fn host_header(member: &Member) -> String {
     format!("{host}:{}", url.addr.port())
 }
 
-fn check(
-    config: &HealthConfig,
-    peers: &Peers,
-    member: &Member,
-) -> Box<dyn HealthCheck + Send + Sync> {
+fn check(config: &HealthConfig, peers: &Peers, member: &Member, host: &str) -> SharedCheck {
     let template = peers.of(member.url());
     if config.tcp {
         let mut check = *TcpHealthCheck::new();
         check.peer_template.options.connection_timeout = Some(config.timeout);
-        return Box::new(check);
+        return Arc::new(check);
     }
     let mut check = HttpHealthCheck::new(&member.url().tls_name, member.url().https);
     check.peer_template.options = template.options;
@@ -234,8 +271,8 @@ fn check(
     check.reuse_connection = false;
     if let Ok(mut request) = RequestHeader::build("GET", member.config.health_path.as_bytes(), None)
     {
-        let _ = request.insert_header("host", host_header(member));
+        let _ = request.insert_header("host", host);
         check.req = request;
     }
-    Box::new(check)
+    Arc::new(check)
 }

@@ -59,7 +59,11 @@ pub fn run(config: Config) -> Result<(), ConfigError> {
         })?;
     }
     logging::start(&config.log);
-    let access_log_guard = config.log.access.then(|| access_log::start(config.log.json));
+    if config.log.access {
+        access_log::start(config.log.json).map_err(|error| {
+            ConfigError::new("log.access", true, error.to_string(), "allow this user more threads")
+        })?;
+    }
     metrics::register_all();
     metrics::BUILD_INFO.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
 
@@ -70,9 +74,8 @@ pub fn run(config: Config) -> Result<(), ConfigError> {
     let server = compose(&config, &fleet, &draining)?;
     announce(&config);
     let signal = Drain { draining, fleet, drain: config.timeouts.drain };
-    // Keeps the access log's writer alive until the end; `Drain` flushes it before it exits.
-    let _guard = AccessLogGuard::keep(access_log_guard);
     server.run(RunArgs { shutdown_signal: Box::new(signal) });
+    access_log::flush();
     Ok(())
 }
 
@@ -225,7 +228,7 @@ impl ShutdownSignalWatch for Drain {
 impl Drain {
     fn stop(&self, signal: &str) -> ShutdownSignal {
         tracing::info!(inflight = self.inflight(), "{signal}: stopping at once");
-        AccessLogGuard::flush();
+        access_log::flush();
         ShutdownSignal::FastShutdown
     }
 
@@ -247,31 +250,8 @@ impl Drain {
             }
             let inflight = watch.inflight();
             tracing::info!(inflight, "drained");
-            AccessLogGuard::flush();
+            access_log::flush();
             std::process::exit(0);
         });
-    }
-}
-
-/// The access log's writer, reachable from wherever the process ends.
-struct AccessLogGuard;
-
-static ACCESS_LOG_GUARD: parking_lot::Mutex<Option<tracing_appender::non_blocking::WorkerGuard>> =
-    parking_lot::Mutex::new(None);
-
-impl AccessLogGuard {
-    fn keep(guard: Option<tracing_appender::non_blocking::WorkerGuard>) -> Self {
-        *ACCESS_LOG_GUARD.lock() = guard;
-        Self
-    }
-
-    fn flush() {
-        ACCESS_LOG_GUARD.lock().take();
-    }
-}
-
-impl Drop for AccessLogGuard {
-    fn drop(&mut self) {
-        Self::flush();
     }
 }

@@ -28,6 +28,8 @@ pub struct Outcome {
     pub latencies: Vec<Duration>,
     /// Requests that failed or were not answered 200.
     pub errors: usize,
+    /// Requests not sent, as there was no connection.
+    pub unsent: usize,
     /// From the first request to the last answer.
     pub took: Duration,
 }
@@ -62,6 +64,7 @@ pub async fn closed_loop(
             Ok(outcome) => {
                 all.latencies.extend(outcome.latencies);
                 all.errors += outcome.errors;
+                all.unsent += outcome.unsent;
             }
             Err(_) => all.errors += 1,
         }
@@ -85,6 +88,7 @@ async fn one(
         let Some(open) = sender.as_mut().filter(|sender| !sender.is_closed()) else {
             outcome.errors += usize::from(turn > 0);
             sender = connect(target).await;
+            outcome.unsent += 1;
             continue;
         };
         let body = shot.bodies[(at + turn * 7) % shot.bodies.len()].clone();
@@ -106,9 +110,6 @@ async fn one(
             Ok(Some(())) => outcome.latencies.push(began.elapsed()),
             _ => {
                 outcome.errors += 1;
-                if std::env::var_os("BENCH_DEBUG").is_some() {
-                    crate::say(&format!("turn {turn} after {:?}", began.elapsed()));
-                }
                 sender = connect(target).await;
             }
         }

@@ -49,12 +49,19 @@ fn cpu_of(pid: u32) -> Option<Duration> {
     Some(Duration::from_millis(ticks * 10))
 }
 
-/// An address nobody listens on (any more).
+/// Addresses nobody listens on (any more), no two alike. Below the range from which the kernel takes
+/// ports for outgoing connections, so that none of those takes one before it is bound.
 ///
 /// # Errors
-/// When there is none.
-pub fn free_address() -> std::io::Result<SocketAddr> {
-    TcpListener::bind("127.0.0.1:0")?.local_addr()
+/// When there are not that many.
+pub fn free_addresses(count: usize) -> std::io::Result<Vec<SocketAddr>> {
+    let start = 10_000 + (std::process::id() % 15_000) as u16;
+    let bound = |port| TcpListener::bind(("127.0.0.1", port)).ok();
+    let held: Vec<_> = (start..32_000).filter_map(bound).take(count).collect();
+    if held.len() < count {
+        return Err(std::io::Error::other("too few free ports"));
+    }
+    held.iter().map(TcpListener::local_addr).collect()
 }
 
 /// Waits until something accepts on `addr`.

@@ -34,14 +34,14 @@ impl Counts {
 #[derive(Debug)]
 pub struct InflightGuard {
     counts: Arc<Counts>,
-    metrics: WorkerMetrics,
+    metrics: Arc<WorkerMetrics>,
     queued_tokens: u64,
     answering: bool,
 }
 
 impl InflightGuard {
     /// Counts a request with `uncached_tokens` of prefill to do.
-    pub fn new(counts: Arc<Counts>, metrics: WorkerMetrics, uncached_tokens: u64) -> Self {
+    pub fn new(counts: Arc<Counts>, metrics: Arc<WorkerMetrics>, uncached_tokens: u64) -> Self {
         counts.requests.fetch_add(1, Relaxed);
         counts.queued_tokens.fetch_add(uncached_tokens, Relaxed);
         metrics.inflight.inc();
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn every_count_returns_to_zero_wherever_the_request_ends() {
         let counts = Arc::new(Counts::default());
-        let metrics = WorkerMetrics::of("inflight-test");
+        let metrics = Arc::new(WorkerMetrics::of("inflight-test"));
         let before = InflightGuard::new(counts.clone(), metrics.clone(), 100);
         let mut during = InflightGuard::new(counts.clone(), metrics, 50);
         during.answering();

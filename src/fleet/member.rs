@@ -71,7 +71,7 @@ pub struct Member {
     /// What the configuration (or its heartbeat) says of it.
     pub config: WorkerConfig,
     /// Metric series.
-    pub metrics: WorkerMetrics,
+    pub metrics: Arc<WorkerMetrics>,
     /// Requests in flight.
     pub counts: Arc<Counts>,
     /// When a worker that joined by heartbeat leaves, unless renewed; `None` for a static one.
@@ -110,7 +110,7 @@ impl Member {
             ),
         };
         Self {
-            metrics: WorkerMetrics::of(worker.id.as_str()),
+            metrics: Arc::new(WorkerMetrics::of(worker.id.as_str())),
             config: worker,
             counts: Arc::default(),
             lease_until: lease.map(Mutex::new),

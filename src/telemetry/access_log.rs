@@ -1,7 +1,9 @@
 //! The access log: one line a request on stdout, text or JSON, written off the request path.
 //!
-//! Lines go through a bounded queue; when stdout does not keep up they are dropped and counted,
-//! as a slow disk must not slow down streams. Never a word of a prompt.
+//! Lines are put into a bounded buffer that one thread writes out every few milliseconds. When stdout
+//! does not keep up lines are dropped and counted, as a slow disk must not slow down streams. A queue
+//! of lines to a waiting thread (`tracing-appender`) was measured first: it wakes that thread for
+//! every request, which cost more than all else we do for it (ADR 0003). Never a word of a prompt.
 
 use std::{
     io::Write,
@@ -9,13 +11,15 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
 use super::metrics;
 
-/// Lines that may wait to be written.
-const LINES_MAX: usize = 65_536;
+/// Bytes of lines that may wait to be written.
+const WAITING_BYTES_MAX: usize = 8 << 20;
+/// How long lines are gathered before they are written together.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// What is said of one request.
 #[derive(Debug, Serialize)]
@@ -56,23 +60,27 @@ pub struct Line<'a> {
     pub error: Option<String>,
 }
 
+#[derive(Debug, Default)]
 struct Sink {
-    writer: NonBlocking,
-    dropped: ErrorCounter,
+    waiting: Mutex<Vec<u8>>,
+    /// Told when `waiting` is no longer empty.
+    arrived: Condvar,
+    /// Held while writing, so that a flush at the end waits for the thread.
+    writing: Mutex<()>,
     json: bool,
 }
 
 static SINK: OnceLock<Sink> = OnceLock::new();
 
-/// Starts the access log; the guard flushes it when dropped.
-pub fn start(json: bool) -> WorkerGuard {
-    let (writer, guard) = NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(LINES_MAX)
-        .finish(std::io::stdout());
-    let dropped = writer.error_counter();
-    let _ = SINK.set(Sink { writer, dropped, json });
-    guard
+/// Starts the access log.
+///
+/// # Errors
+/// When its thread cannot be started.
+pub fn start(json: bool) -> std::io::Result<()> {
+    if SINK.set(Sink { json, ..Sink::default() }).is_err() {
+        return Ok(());
+    }
+    std::thread::Builder::new().name("access-log".to_owned()).spawn(write_out).map(drop)
 }
 
 /// Whether anybody listens.
@@ -80,21 +88,59 @@ pub fn is_on() -> bool {
     SINK.get().is_some()
 }
 
+/// Writes what waits, before the process ends.
+pub fn flush() {
+    if let Some(sink) = SINK.get() {
+        sink.write_waiting(&mut Vec::new());
+    }
+}
+
+fn write_out() {
+    let Some(sink) = SINK.get() else { return };
+    let mut lines = Vec::new();
+    loop {
+        let mut waiting = sink.waiting.lock();
+        while waiting.is_empty() {
+            sink.arrived.wait(&mut waiting);
+        }
+        drop(waiting);
+        std::thread::sleep(GATHER);
+        sink.write_waiting(&mut lines);
+    }
+}
+
+impl Sink {
+    fn write_waiting(&self, lines: &mut Vec<u8>) {
+        let _writing = self.writing.lock();
+        std::mem::swap(&mut *self.waiting.lock(), lines);
+        let mut stdout = std::io::stdout().lock();
+        // Nobody is left to tell when stdout is gone.
+        let _ = stdout.write_all(lines).and_then(|()| stdout.flush());
+        lines.clear();
+    }
+}
+
 /// Writes one line.
 pub fn write(line: &Line<'_>) {
     let Some(sink) = SINK.get() else { return };
-    let mut bytes = Vec::with_capacity(320);
-    let formatted = if sink.json {
-        serde_json::to_writer(&mut bytes, line).is_ok()
+    let mut waiting = sink.waiting.lock();
+    let start = waiting.len();
+    if start > WAITING_BYTES_MAX {
+        metrics::ACCESS_LOG_DROPPED.inc();
+        return;
+    }
+    let written = if sink.json {
+        serde_json::to_writer(&mut *waiting, line).is_ok()
     } else {
-        text(line, &mut bytes).is_ok()
+        text(line, &mut *waiting).is_ok()
     };
-    if formatted {
-        bytes.push(b'\n');
-        let _ = sink.writer.clone().write_all(&bytes);
-        let dropped = sink.dropped.dropped_lines() as u64;
-        let known = metrics::ACCESS_LOG_DROPPED.get();
-        metrics::ACCESS_LOG_DROPPED.inc_by(dropped.saturating_sub(known));
+    if written {
+        waiting.push(b'\n');
+    } else {
+        waiting.truncate(start);
+    }
+    if start == 0 {
+        sink.arrived.notify_one();
     }
 }
 

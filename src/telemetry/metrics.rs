@@ -155,7 +155,7 @@ metrics! {
 }
 
 /// One worker's series, looked up once.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 #[expect(missing_docs, reason = "each is described where it is registered")]
 pub struct WorkerMetrics {
     pub matched_blocks: IntCounter,

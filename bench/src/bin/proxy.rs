@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use warmroute_bench::{
     bare,
     load::{Outcome, Shot, chat_bodies, closed_loop},
-    process::{Running, free_address, role, wait_for, warmroute, write_conf},
+    process::{Running, free_addresses, role, wait_for, warmroute, write_conf},
     say, worker,
 };
 
@@ -30,6 +30,8 @@ fn main() -> Result<(), Any> {
             bare::serve(addrs[0], addrs[1..].to_vec(), 2);
             Ok(())
         }
+        // For a profiler: load on a proxy that runs already. ADDRESS BODY_BYTES CONNECTIONS REQUESTS
+        Some("drive") => drive(&args[1..]),
         _ => bench(args.iter().any(|arg| arg == "--quick")),
     }
 }
@@ -38,6 +40,18 @@ fn serve_workers(addrs: &[String]) -> Result<(), Any> {
     let listeners = addrs.iter().map(std::net::TcpListener::bind).collect::<Result<Vec<_>, _>>()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(worker::serve(listeners, Duration::ZERO))?;
+    Ok(())
+}
+
+fn drive(args: &[String]) -> Result<(), Any> {
+    let [target, bytes, connections, requests] = args else {
+        return Err("drive ADDRESS BODY_BYTES CONNECTIONS REQUESTS".into());
+    };
+    let shot = Shot { bodies: Arc::new(chat_bodies(bytes.parse()?, 64)), streamed: false };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let load = closed_loop(target.parse()?, &shot, connections.parse()?, requests.parse()?);
+    let outcome = runtime.block_on(load);
+    say(&format!("{} answered in {:?}", outcome.latencies.len(), outcome.took));
     Ok(())
 }
 
@@ -63,18 +77,18 @@ const CASES: [Case; 8] = [
 
 fn bench(quick: bool) -> Result<(), Any> {
     let folder = tempfile::tempdir()?;
-    let addrs: Vec<SocketAddr> = (0..WORKERS).map(|_| free_address()).collect::<Result<_, _>>()?;
+    let mut addrs = free_addresses(WORKERS + 3)?;
+    let rest = addrs.split_off(WORKERS);
+    let (bare_at, ours_at, metrics) = (rest[0], rest[1], rest[2]);
     let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
     let _workers = Running::start(role("worker", &texts)?)?;
     addrs.iter().for_each(|addr| wait_for(*addr));
 
-    let bare_at = free_address()?;
     let mut bare_args = vec![bare_at.to_string()];
     bare_args.extend(texts);
     let bare = Running::start(role("bare", &bare_args)?)?;
-    let ours_at = free_address()?;
     let conf = folder.path().join("bench.yaml");
-    write_conf(&conf, ours_at, free_address()?, &addrs, 2)?;
+    write_conf(&conf, ours_at, metrics, &addrs, 2)?;
     let ours = Running::start(warmroute(&conf)?)?;
     wait_for(bare_at);
     wait_for(ours_at);

@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use warmroute_bench::{
     load::{Shot, chat_bodies, closed_loop},
-    process::{Running, free_address, role, wait_for, warmroute, write_conf},
+    process::{Running, free_addresses, role, wait_for, warmroute, write_conf},
     say, worker,
 };
 
@@ -29,11 +29,12 @@ fn main() -> Result<(), Any> {
         return Ok(());
     }
     let folder = tempfile::tempdir()?;
-    let addrs: Vec<SocketAddr> = (0..WORKERS).map(|_| free_address()).collect::<Result<_, _>>()?;
+    let mut addrs = free_addresses(WORKERS + 2)?;
+    let rest = addrs.split_off(WORKERS);
+    let (listen, metrics) = (rest[0], rest[1]);
     let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
     let _workers = Running::start(role("worker", &texts)?)?;
     addrs.iter().for_each(|addr| wait_for(*addr));
-    let (listen, metrics) = (free_address()?, free_address()?);
     let conf = folder.path().join("scale.yaml");
     write_conf(&conf, listen, metrics, &addrs, 2)?;
     let ours = Running::start(warmroute(&conf)?)?;
@@ -44,7 +45,12 @@ fn main() -> Result<(), Any> {
     let page = runtime.block_on(get(metrics))?;
     let (p50, p99) = (decision(&page, 0.5), decision(&page, 0.99));
     say(&format!("{WORKERS} workers, {CONCURRENT} concurrent, {REQUESTS} requests of 6 KB"));
-    say(&format!("answered: {}, failed: {}", outcome.latencies.len(), outcome.errors));
+    say(&format!(
+        "answered: {}, failed: {}, not sent: {}",
+        outcome.latencies.len(),
+        outcome.errors,
+        outcome.unsent
+    ));
     say(&format!(
         "latency p50 {:.1} ms, p99 {:.1} ms (workers take {} ms); {:.0} requests/s",
         outcome.quantile(0.5).as_secs_f64() * 1e3,

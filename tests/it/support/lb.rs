@@ -36,6 +36,7 @@ log: {level: debug}
 /// A scene not started yet.
 pub(crate) struct Scene {
     specs: Vec<WorkerSpec>,
+    externals: Vec<(String, String)>,
     config: Mapping,
     folder: TempDir,
     waits: bool,
@@ -45,6 +46,7 @@ pub(crate) struct Scene {
 pub(crate) fn lb() -> Scene {
     Scene {
         specs: Vec::new(),
+        externals: Vec::new(),
         config: serde_yaml_ng::from_str(BASE).expect("YAML"),
         folder: TempDir::new().expect("a folder"),
         waits: true,
@@ -55,6 +57,12 @@ impl Scene {
     /// With this worker; they are called w0, w1 and so on.
     pub(crate) fn worker(mut self, spec: WorkerSpec) -> Self {
         self.specs.push(spec);
+        self
+    }
+
+    /// With a worker that runs already and teaches its models; it stands behind those of `worker`.
+    pub(crate) fn external(mut self, id: &str, url: &str) -> Self {
+        self.externals.push((id.to_owned(), url.to_owned()));
         self
     }
 
@@ -95,6 +103,13 @@ impl Scene {
             entries.push(Yaml::Mapping(entry));
             workers.push(worker);
         }
+        for (id, url) in &self.externals {
+            let mut entry = Mapping::new();
+            entry.insert("id".into(), id.as_str().into());
+            entry.insert("url".into(), url.as_str().into());
+            entries.push(Yaml::Mapping(entry));
+            teaches.push(true);
+        }
         self.config.insert("workers".into(), Yaml::Sequence(entries));
         for _ in 0..STARTS_MAX {
             let mut process = self.spawn();
@@ -120,6 +135,12 @@ impl Scene {
             tls.insert("listen".into(), addr.to_string().into());
             tls_addr = Some(addr);
         }
+        let mut reports_addr = None;
+        if let Some(Yaml::Mapping(reports)) = config.get_mut("reports") {
+            let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
+            reports.insert("listen".into(), addr.to_string().into());
+            reports_addr = Some(addr);
+        }
         let listener = |addr: SocketAddr| {
             let mut section = Mapping::new();
             section.insert("listen".into(), addr.to_string().into());
@@ -139,7 +160,7 @@ impl Scene {
             .stderr(log("stderr"))
             .spawn()
             .expect("starts");
-        Process { child, proxy, tls: tls_addr, admin, metrics }
+        Process { child, proxy, tls: tls_addr, admin, metrics, reports: reports_addr }
     }
 }
 
@@ -161,6 +182,7 @@ struct Process {
     tls: Option<SocketAddr>,
     admin: SocketAddr,
     metrics: SocketAddr,
+    reports: Option<SocketAddr>,
 }
 
 impl Drop for Process {
@@ -174,7 +196,7 @@ impl Process {
     /// Whether it came up: all its listeners accept.
     async fn is_up(&mut self) -> bool {
         let until = Instant::now() + DEADLINE;
-        let all = [Some(self.proxy), self.tls, Some(self.admin), Some(self.metrics)];
+        let all = [Some(self.proxy), self.tls, Some(self.admin), Some(self.metrics), self.reports];
         for addr in all.into_iter().flatten() {
             while TcpStream::connect(addr).await.is_err() {
                 if Instant::now() > until || self.child.try_wait().is_ok_and(|s| s.is_some()) {
@@ -222,6 +244,22 @@ impl Lb {
         self.process.tls.expect("the scene has a TLS listener")
     }
 
+    /// The report listener; the scene has one when its configuration has `reports`.
+    pub(crate) fn reports_addr(&self) -> SocketAddr {
+        self.process.reports.expect("the scene has a report listener")
+    }
+
+    /// A POST of JSON to the report listener.
+    pub(crate) async fn report(&self, path: &str, report: &Value) -> Answer {
+        self.report_as(&Ask::post(path, report.to_string())).await
+    }
+
+    /// Any request to the report listener.
+    pub(crate) async fn report_as(&self, ask: &Ask) -> Answer {
+        let mut conn = Conn::open(self.reports_addr(), ask.proto).await.expect("connects");
+        conn.ask(ask).await
+    }
+
     /// A fresh connection.
     pub(crate) async fn conn(&self, proto: Proto) -> Conn {
         Conn::open(self.addr(), proto).await.expect("connects")
@@ -257,9 +295,15 @@ impl Lb {
 
     /// A scrape.
     pub(crate) async fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.metrics_page().await)
+    }
+
+    /// The text of a scrape.
+    pub(crate) async fn metrics_page(&self) -> String {
         let mut conn = Conn::open(self.process.metrics, Proto::H1).await.expect("connects");
         let answer = conn.ask(&Ask::get("/metrics")).await;
-        Metrics::parse(&String::from_utf8_lossy(&answer.body))
+        assert_eq!(answer.status, 200, "{answer:?}");
+        String::from_utf8(answer.body.to_vec()).expect("UTF-8")
     }
 
     /// Waits until the worker's health is this.
@@ -307,6 +351,11 @@ impl Lb {
     /// What the process wrote to stderr so far.
     pub(crate) fn stderr(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
+    }
+
+    /// What the process wrote to stdout so far: the access log.
+    pub(crate) fn stdout(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("stdout")).unwrap_or_default()
     }
 
     async fn verdicts(&self, teaches: &[bool]) {

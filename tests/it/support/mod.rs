@@ -8,6 +8,7 @@ mod lb;
 mod metrics;
 mod ports;
 mod raw;
+mod reporter;
 mod wait;
 mod worker;
 
@@ -16,8 +17,11 @@ pub(crate) use certs::{Authority, Identity};
 pub(crate) use client::{Answer, Conn, Open, Proto, error_of};
 pub(crate) use delivery::{Delivered, How, deliver};
 pub(crate) use lb::{Lb, lb};
-pub(crate) use raw::Raw;
+pub(crate) use metrics::Metrics;
+pub(crate) use ports::free_port;
+pub(crate) use raw::{Raw, RawAnswer};
+pub(crate) use reporter::{Reporter, stored, stored_list};
 pub(crate) use wait::{DEADLINE, eventually, within};
 pub(crate) use worker::{
-    Act, answering, cutting, dying, echo, holding, stalled, streaming, streaming_gated,
+    Act, Worker, answering, cutting, dying, echo, holding, stalled, streaming, streaming_gated,
 };

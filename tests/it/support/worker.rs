@@ -202,7 +202,8 @@ impl WorkerSpec {
         self
     }
 
-    pub(super) async fn start(self, id: String) -> Worker {
+    /// Starts it outside of any scene.
+    pub(crate) async fn start(self, id: String) -> Worker {
         let state = Arc::new(State {
             id: id.clone(),
             act: Mutex::new(self.act),
