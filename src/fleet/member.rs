@@ -9,6 +9,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use parking_lot::Mutex;
 
 use super::{inflight::Counts, reported::Reported};
@@ -70,6 +71,8 @@ pub enum Health {
 pub struct Member {
     /// What the configuration (or its heartbeat) says of it.
     pub config: WorkerConfig,
+    /// Its name as a header value.
+    header: HeaderValue,
     /// Metric series.
     pub metrics: Arc<WorkerMetrics>,
     /// Requests in flight.
@@ -110,6 +113,8 @@ impl Member {
             ),
         };
         Self {
+            header: HeaderValue::from_str(worker.id.as_str())
+                .expect("worker ids hold header characters only"),
             metrics: Arc::new(WorkerMetrics::of(worker.id.as_str())),
             config: worker,
             counts: Arc::default(),
@@ -127,6 +132,11 @@ impl Member {
     /// Name.
     pub fn id(&self) -> &WorkerId {
         &self.config.id
+    }
+
+    /// Name, as the value of X-Router-Backend.
+    pub fn header(&self) -> &HeaderValue {
+        &self.header
     }
 
     /// Address.

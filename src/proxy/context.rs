@@ -1,6 +1,9 @@
 //! What one request carries between Pingora's phases.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rand::Rng;
 use smallvec::SmallVec;
@@ -8,7 +11,7 @@ use smallvec::SmallVec;
 use super::body::{Held, Replay};
 use crate::{
     config::BYTES_PER_TOKEN,
-    fleet::{Fleet, Picked},
+    fleet::{Fleet, Member, Picked},
     routing::{Outcome, Policy, PolicyParams, PromptKind, Reason, WorkerId},
     wire::{endpoint::Endpoint, error_body::OwnError, prompt::Facts, sse::FirstContent},
 };
@@ -51,7 +54,7 @@ pub struct RequestContext {
     /// Matched and total blocks told to the client.
     pub matched: (usize, usize),
     /// Worker told to the client.
-    pub worker: Option<WorkerId>,
+    pub worker: Option<Arc<Member>>,
     /// Status of an answer of our own.
     pub own_status: Option<u16>,
     /// The answer as it streams by.
@@ -157,7 +160,7 @@ impl RequestContext {
 
     /// Name of the worker, for logs and metrics.
     pub fn worker_label(&self) -> &str {
-        self.worker.as_ref().map_or("none", WorkerId::as_str)
+        self.worker.as_ref().map_or("none", |worker| worker.id().as_str())
     }
 }
 

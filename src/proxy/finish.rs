@@ -153,7 +153,8 @@ pub(super) fn on_end(session: &Session, error: Option<&Error>, ctx: &mut Request
         (None, Some(status)) if status >= 200 => status,
         _ => 499,
     };
-    events::answered(ctx.worker_label(), status, ctx.endpoint.as_str(), took);
+    let worker = ctx.worker.as_ref().map(|worker| &*worker.metrics);
+    events::answered(worker, status, ctx.endpoint.as_str(), took);
     if access_log::is_on() {
         let header = session.req_header();
         access_log::write(&access_log::Line {

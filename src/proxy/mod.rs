@@ -106,7 +106,7 @@ impl Proxy {
         ctx.replay.restart();
         ctx.reason = Some(picked.reason);
         ctx.matched = (picked.matched_blocks, picked.total_blocks);
-        ctx.worker = Some(picked.member.id().clone());
+        ctx.worker = Some(picked.member.clone());
         ctx.attempt = Some(Attempt { picked, connected_at: None, outcome_known: false });
         Ok(peer)
     }

@@ -27,8 +27,11 @@ pub(super) const OURS: [HeaderName; 5] = [BACKEND, REASON, MATCHED, REQUEST_ID, 
 /// None in practice: the values are checked where they are made.
 pub(super) fn stamp(response: &mut ResponseHeader, ctx: &RequestContext) -> PingoraResult<()> {
     response.remove_header(&POLICY);
-    response.insert_header(BACKEND, ctx.worker_label())?;
-    response.insert_header(REASON, ctx.reason.map_or("none", Reason::as_str))?;
+    let none = HeaderValue::from_static("none");
+    let worker = ctx.worker.as_ref().map_or(none, |worker| worker.header().clone());
+    response.insert_header(BACKEND, worker)?;
+    let reason = ctx.reason.map_or("none", Reason::as_str);
+    response.insert_header(REASON, HeaderValue::from_static(reason))?;
     let (matched, total) = ctx.matched;
     response.insert_header(MATCHED, format!("{matched}/{total}"))?;
     response.insert_header(REQUEST_ID, ctx.request_id.as_str())

@@ -112,6 +112,14 @@ impl BlockHasher {
         Self::resume(root, &[], block_bytes)
     }
 
+    /// [`new`](Self::new), with room for the blocks of `bytes` bytes.
+    pub fn with_capacity(root: Root, block_bytes: NonZeroUsize, bytes: usize) -> Self {
+        let mut hasher = Self::new(root, block_bytes);
+        hasher.blocks.reserve(bytes / block_bytes);
+        hasher.tail.reserve(block_bytes.get());
+        hasher
+    }
+
     /// Goes on after the blocks that led to `chain`, with the `tail` bytes that followed them.
     ///
     /// [`blocks`](Self::blocks) and [`bytes`](Self::bytes) count from here; should `tail` hold

@@ -12,7 +12,9 @@ use crate::routing::{
 
 /// A worker was picked, or an answer of our own was chosen.
 pub fn decided(reason: Reason) {
-    metrics::DECISIONS.with_label_values(&[reason.as_str()]).inc();
+    if let Some((_, counter)) = metrics::DECISIONS_BY_REASON.iter().find(|(r, _)| *r == reason) {
+        counter.inc();
+    }
 }
 
 /// A request is tried once more.
@@ -20,9 +22,15 @@ pub fn retried(cause: &'static str) {
     metrics::RETRIES.with_label_values(&[cause]).inc();
 }
 
-/// An answer has ended.
-pub fn answered(worker: &str, status: u16, endpoint: &'static str, took: Duration) {
-    metrics::RESPONSES.with_label_values(&[worker, metrics::status_class(status)]).inc();
+/// An answer has ended; `worker` are the series of the one that gave it.
+pub fn answered(
+    worker: Option<&metrics::WorkerMetrics>,
+    status: u16,
+    endpoint: &'static str,
+    took: Duration,
+) {
+    let responses = worker.map_or(&*metrics::OWN_RESPONSES, |worker| &worker.responses);
+    responses[metrics::status_class(status)].inc();
     metrics::REQUEST_SECONDS.with_label_values(&[endpoint]).observe(took.as_secs_f64());
 }
 

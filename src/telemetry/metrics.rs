@@ -4,6 +4,7 @@
 
 use std::sync::LazyLock;
 
+use crate::routing::Reason;
 use prometheus::{
     Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, histogram_opts,
     register_histogram, register_histogram_vec, register_int_counter, register_int_counter_vec,
@@ -42,6 +43,8 @@ macro_rules! metrics {
         /// Makes every metric exist, so that a scrape shows zeros rather than gaps.
         pub fn register_all() {
             $(LazyLock::force(&$name);)*
+            LazyLock::force(&OWN_RESPONSES);
+            LazyLock::force(&DECISIONS_BY_REASON);
         }
     };
 }
@@ -170,6 +173,8 @@ pub struct WorkerMetrics {
     pub stores_rejected: IntCounter,
     pub breaker_state: IntGauge,
     pub healthy: IntGauge,
+    /// By place in `STATUS_CLASSES`.
+    pub responses: [IntCounter; 6],
 }
 
 impl WorkerMetrics {
@@ -189,6 +194,7 @@ impl WorkerMetrics {
             stores_rejected: STORES_REJECTED.with_label_values(label),
             breaker_state: BREAKER_STATE.with_label_values(label),
             healthy: WORKER_HEALTHY.with_label_values(label),
+            responses: STATUS_CLASSES.map(|class| RESPONSES.with_label_values(&[worker, class])),
         }
     }
 }
@@ -223,17 +229,27 @@ pub fn forget_worker(worker: &str) {
 /// Values of the label `class`.
 pub const STATUS_CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "gone"];
 
-/// The class of a status; 0 stands for a client that left before it got one.
-pub fn status_class(status: u16) -> &'static str {
+/// Place in `STATUS_CLASSES` of a status; 499 stands for a client that left before it got one.
+pub fn status_class(status: u16) -> usize {
     match status {
-        100..=199 => "1xx",
-        200..=299 => "2xx",
-        300..=399 => "3xx",
-        400..=498 => "4xx",
-        0 | 499 => "gone",
-        _ => "5xx",
+        100..=199 => 0,
+        200..=299 => 1,
+        300..=399 => 2,
+        400..=498 => 3,
+        499 => 5,
+        _ => 4,
     }
 }
+
+/// Answers that no worker gave.
+pub static OWN_RESPONSES: LazyLock<[IntCounter; 6]> =
+    LazyLock::new(|| STATUS_CLASSES.map(|class| RESPONSES.with_label_values(&["none", class])));
+
+/// `DECISIONS` by reason, looked up once.
+pub static DECISIONS_BY_REASON: LazyLock<Vec<(Reason, IntCounter)>> = LazyLock::new(|| {
+    let counter = |reason: &Reason| (*reason, DECISIONS.with_label_values(&[reason.as_str()]));
+    Reason::ALL.iter().map(counter).collect()
+});
 
 #[cfg(test)]
 mod tests {

@@ -44,6 +44,11 @@ pub(super) fn raw<'a>(value: Option<&'a LazyValue<'_>>) -> &'a str {
     value.map_or("", LazyValue::as_raw_str)
 }
 
+/// Raw JSON, or "" for `null`.
+pub(super) fn nothing_if_null(raw: &str) -> &str {
+    if raw == "null" { "" } else { raw }
+}
+
 /// Whether raw JSON is a list or object with something in it.
 pub(super) fn is_filled(raw: &str) -> bool {
     let mut bytes = raw.bytes().filter(|b| !b.is_ascii_whitespace());

@@ -4,6 +4,7 @@
 //! folder panics on any input, and nothing is refused only because we did not understand it.
 
 pub mod content;
+mod conversation;
 pub mod endpoint;
 pub mod error_body;
 pub mod models;

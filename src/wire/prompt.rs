@@ -7,11 +7,13 @@
 use std::{borrow::Cow, num::NonZeroUsize};
 
 use serde::Deserialize;
+use smallvec::SmallVec;
 use sonic_rs::LazyValue;
-use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{
-    content::{self, Sink, is_filled, raw, text},
+    content::{nothing_if_null, raw, text},
+    conversation::{self, Frame, List, Message},
     endpoint::PromptForm,
 };
 use crate::routing::block::{BlockHash, BlockHasher, Secret};
@@ -91,20 +93,23 @@ impl RootFields<'_> {
 }
 
 /// Fields that say nothing are left out, so that a reporter need not know of them.
-fn filled<'a>(fields: &[(u8, &'a [u8])]) -> Vec<(u8, &'a [u8])> {
+fn filled<'a>(fields: &[(u8, &'a [u8])]) -> SmallVec<[(u8, &'a [u8]); 8]> {
     fields.iter().filter(|(_, bytes)| !bytes.is_empty()).copied().collect()
 }
 
+/// The fields we know. `M` is how `messages` are read: as a list of messages, in one pass over the
+/// body, which fails on shapes we do not know; or raw, which takes anything.
 #[derive(Deserialize)]
-struct Body<'a> {
+#[serde(bound(deserialize = "M: Deserialize<'de>"))]
+struct Body<'a, M> {
     #[serde(borrow)]
     model: Option<LazyValue<'a>>,
     #[serde(borrow)]
     stream: Option<LazyValue<'a>>,
     #[serde(borrow)]
     user: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    messages: Option<LazyValue<'a>>,
+    #[serde(default = "none")]
+    messages: Option<M>,
     #[serde(borrow)]
     system: Option<LazyValue<'a>>,
     #[serde(borrow)]
@@ -143,16 +148,8 @@ struct OnlyModel<'a> {
     user: Option<LazyValue<'a>>,
 }
 
-#[derive(Deserialize)]
-struct Message<'a> {
-    #[serde(borrow)]
-    role: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    content: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    tool_calls: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    output: Option<LazyValue<'a>>,
+fn none<M>() -> Option<M> {
+    None
 }
 
 /// The model and flags of a body that carries no prompt we cache; `readable` stays false.
@@ -175,22 +172,54 @@ pub fn session_key(name: &[u8]) -> u64 {
 
 /// Everything routing needs of a prompt-carrying body.
 pub fn facts(form: PromptForm, body: &[u8], tenant: &[u8], hashing: &Hashing) -> Facts {
-    let Ok(fields) = sonic_rs::from_slice::<Body<'_>>(body) else {
+    if matches!(form, PromptForm::Chat | PromptForm::Messages)
+        && let Ok(fields) = sonic_rs::from_slice::<Body<'_, Vec<Message<'_>>>>(body)
+        && let Some(messages) = &fields.messages
+        && messages.iter().all(Message::has_role)
+    {
+        return read(form, &fields, List::Read(messages), tenant, hashing, body.len());
+    }
+    let Ok(fields) = sonic_rs::from_slice::<Body<'_, LazyValue<'_>>>(body) else {
         return facts_without_prompt(body);
     };
+    let list = match form {
+        PromptForm::Responses => List::Raw(raw(fields.input.as_ref())),
+        _ => List::Raw(raw(fields.messages.as_ref())),
+    };
+    read(form, &fields, list, tenant, hashing, body.len())
+}
+
+fn read<M>(
+    form: PromptForm,
+    fields: &Body<'_, M>,
+    list: List<'_>,
+    tenant: &[u8],
+    hashing: &Hashing,
+    body_bytes: usize,
+) -> Facts {
     let mut facts = Facts {
         model: string(fields.model.as_ref()).map(Cow::into_owned),
         stream: raw(fields.stream.as_ref()) == "true",
         user: string(fields.user.as_ref()).map(|user| session_key(user.as_bytes())),
         ..Facts::default()
     };
-    let hashers = Hashers { fields: &fields, model: facts.model.as_deref(), tenant, hashing };
-    let mut prompts = Vec::new();
+    let hashers = Hashers { fields, model: facts.model.as_deref(), tenant, hashing, body_bytes };
+    let mut prompts = SmallVec::<[BlockHasher; 1]>::new();
     match form {
-        PromptForm::Completion => completion(&fields, &hashers, &mut prompts),
+        PromptForm::Completion => completion(&hashers, &mut prompts),
         PromptForm::Chat | PromptForm::Responses | PromptForm::Messages => {
             let mut hasher = hashers.start(false);
-            if let Some(prefix) = conversation(form, &fields, &mut hasher) {
+            let frame = Frame {
+                head: nothing_if_null(match form {
+                    PromptForm::Responses => raw(fields.instructions.as_ref()),
+                    PromptForm::Messages => raw(fields.system.as_ref()),
+                    _ => "",
+                }),
+                tools: [raw(fields.tools.as_ref()), raw(fields.functions.as_ref())],
+                leads: form != PromptForm::Messages,
+                takes_string: form == PromptForm::Responses,
+            };
+            if let Some(prefix) = conversation::write(&frame, list, &mut hasher) {
                 facts.prefix = prefix;
                 prompts.push(hasher);
             }
@@ -206,14 +235,15 @@ fn string<'a>(value: Option<&'a LazyValue<'_>>) -> Option<Cow<'a, str>> {
     text(raw(value)).filter(|text| !text.is_empty())
 }
 
-struct Hashers<'a> {
-    fields: &'a Body<'a>,
+struct Hashers<'a, M> {
+    fields: &'a Body<'a, M>,
     model: Option<&'a str>,
     tenant: &'a [u8],
     hashing: &'a Hashing,
+    body_bytes: usize,
 }
 
-impl Hashers<'_> {
+impl<M> Hashers<'_, M> {
     fn start(&self, tokens: bool) -> BlockHasher {
         let loras = [&self.fields.lora_name, &self.fields.lora_path, &self.fields.lora];
         let lora = loras.into_iter().flatten().next().map_or("", LazyValue::as_raw_str);
@@ -227,30 +257,23 @@ impl Hashers<'_> {
             lora: &lora,
             tokens,
         };
-        let mut all = common.fields().to_vec();
-        all.extend([
-            (tag::TEMPLATE, nothing_if_null(raw(self.fields.chat_template.as_ref())).as_bytes()),
-            (
-                tag::TEMPLATE,
-                nothing_if_null(raw(self.fields.chat_template_kwargs.as_ref())).as_bytes(),
-            ),
-            (
-                tag::PREVIOUS,
-                nothing_if_null(raw(self.fields.previous_response_id.as_ref())).as_bytes(),
-            ),
-        ]);
+        let mut all: SmallVec<[(u8, &[u8]); 8]> = SmallVec::from_slice(&common.fields());
+        all.push((tag::TEMPLATE, raw_bytes(&self.fields.chat_template)));
+        all.push((tag::TEMPLATE, raw_bytes(&self.fields.chat_template_kwargs)));
+        all.push((tag::PREVIOUS, raw_bytes(&self.fields.previous_response_id)));
         let root = self.hashing.secret.root(&filled(&all));
-        BlockHasher::new(root, self.hashing.block_bytes)
+        // The text is hardly longer than the body it was written in.
+        BlockHasher::with_capacity(root, self.hashing.block_bytes, self.body_bytes)
     }
 }
 
-fn nothing_if_null(raw: &str) -> &str {
-    if raw == "null" { "" } else { raw }
+fn raw_bytes<'a>(value: &'a Option<LazyValue<'_>>) -> &'a [u8] {
+    nothing_if_null(raw(value.as_ref())).as_bytes()
 }
 
 /// `prompt`: a string, token ids, or a list of either (llama.cpp also mixes both in one prompt).
-fn completion(fields: &Body<'_>, hashers: &Hashers<'_>, prompts: &mut Vec<BlockHasher>) {
-    let prompt = raw(fields.prompt.as_ref());
+fn completion<M>(hashers: &Hashers<'_, M>, prompts: &mut SmallVec<[BlockHasher; 1]>) {
+    let prompt = raw(hashers.fields.prompt.as_ref());
     if let Some(text) = text(prompt) {
         prompts.push(text_prompt(&text, hashers));
         return;
@@ -277,156 +300,18 @@ fn completion(fields: &Body<'_>, hashers: &Hashers<'_>, prompts: &mut Vec<BlockH
     }
 }
 
-fn text_prompt(text: &str, hashers: &Hashers<'_>) -> BlockHasher {
+fn text_prompt<M>(text: &str, hashers: &Hashers<'_, M>) -> BlockHasher {
     let mut hasher = hashers.start(false);
     hasher.push(text.as_bytes());
     hasher
 }
 
-fn token_prompt(ids: &[u32], hashers: &Hashers<'_>) -> BlockHasher {
+fn token_prompt<M>(ids: &[u32], hashers: &Hashers<'_, M>) -> BlockHasher {
     let mut hasher = hashers.start(true);
     for id in ids {
         hasher.push(&id.to_le_bytes());
     }
     hasher
-}
-
-/// Writes a conversation; gives the hash of its system prompt and tools (if any), or `None` when
-/// there is no conversation to be read.
-fn conversation(
-    form: PromptForm,
-    fields: &Body<'_>,
-    hasher: &mut BlockHasher,
-) -> Option<Option<u64>> {
-    let list = match form {
-        PromptForm::Responses => raw(fields.input.as_ref()),
-        _ => raw(fields.messages.as_ref()),
-    };
-    let head = match form {
-        PromptForm::Responses => raw(fields.instructions.as_ref()),
-        PromptForm::Messages => raw(fields.system.as_ref()),
-        _ => "",
-    };
-    if !list.starts_with('[') && !(form == PromptForm::Responses && list.starts_with('"')) {
-        return None;
-    }
-    // The system prompt and tools are hashed once more, without the secret: `prefix-affinity` must
-    // agree between routers and over restarts.
-    let mut hasher = Tee { hasher, leading: Some(Xxh3::new()) };
-    if !nothing_if_null(head).is_empty() {
-        message("system", head, "", &mut hasher);
-    }
-    let mut items = Items::of(list);
-    let leading = form != PromptForm::Messages;
-    let mut next = items.next();
-    while let Some(Some(item)) = &next {
-        let role = item.role();
-        if !leading || (role != "system" && role != "developer") {
-            break;
-        }
-        item.write(&mut hasher);
-        next = items.next();
-    }
-    for tools in [raw(fields.tools.as_ref()), raw(fields.functions.as_ref())] {
-        if is_filled(tools) {
-            framed("tools", &mut hasher, |sink| sink.push(tools.as_bytes()));
-        }
-    }
-    let prefix =
-        hasher.leading.take().map(|all| all.digest()).filter(|_| hasher.hasher.bytes() > 0);
-    if list.starts_with('"') {
-        message("user", list, "", &mut hasher);
-    }
-    while let Some(item) = next {
-        // A list that holds something else than objects cannot be read.
-        item?.write(&mut hasher);
-        next = items.next();
-    }
-    hasher.push(b"<|im_start|>assistant\n");
-    Some(prefix)
-}
-
-/// Hashes blocks, and the leading part as a whole.
-struct Tee<'a> {
-    hasher: &'a mut BlockHasher,
-    leading: Option<Xxh3>,
-}
-
-impl Sink for Tee<'_> {
-    fn push(&mut self, bytes: &[u8]) {
-        self.hasher.push(bytes);
-        if let Some(leading) = &mut self.leading {
-            leading.update(bytes);
-        }
-    }
-}
-
-/// The messages of a raw list, one by one; `None` inside when one is no object.
-struct Items<'a> {
-    list: Option<sonic_rs::ArrayJsonIter<'a>>,
-}
-
-impl<'a> Items<'a> {
-    fn of(list: &'a str) -> Self {
-        Self { list: list.starts_with('[').then(|| sonic_rs::to_array_iter(list)) }
-    }
-
-    fn next(&mut self) -> Option<Option<Item<'a>>> {
-        let item = self.list.as_mut()?.next()?;
-        Some(item.ok().map(Item::of).flatten())
-    }
-}
-
-struct Item<'a> {
-    whole: LazyValue<'a>,
-}
-
-impl<'a> Item<'a> {
-    fn of(whole: LazyValue<'a>) -> Option<Self> {
-        whole.as_raw_str().starts_with('{').then_some(Self { whole })
-    }
-
-    fn fields(&self) -> Option<Message<'_>> {
-        sonic_rs::from_str(self.whole.as_raw_str()).ok()
-    }
-
-    fn role(&self) -> Cow<'_, str> {
-        let role = self.fields().and_then(|m| m.role);
-        role.and_then(|role| text(role.as_raw_str()).map(|r| Cow::Owned(r.into_owned())))
-            .unwrap_or_default()
-    }
-
-    fn write(&self, sink: &mut impl Sink) {
-        let whole = self.whole.as_raw_str();
-        let Some(fields) = self.fields() else { return sink.push(whole.as_bytes()) };
-        let role = text(raw(fields.role.as_ref())).unwrap_or_default();
-        if role.is_empty() {
-            let output = raw(fields.output.as_ref());
-            let content = if output.starts_with('"') { output } else { whole };
-            message("tool", content, "", sink);
-        } else {
-            let calls = raw(fields.tool_calls.as_ref());
-            message(&role, raw(fields.content.as_ref()), calls, sink);
-        }
-    }
-}
-
-fn message(role: &str, content: &str, tool_calls: &str, sink: &mut impl Sink) {
-    framed(role, sink, |sink| {
-        content::write(content, sink);
-        if is_filled(tool_calls) {
-            sink.push(b"\n");
-            sink.push(tool_calls.as_bytes());
-        }
-    });
-}
-
-fn framed<S: Sink>(role: &str, sink: &mut S, body: impl FnOnce(&mut S)) {
-    sink.push(b"<|im_start|>");
-    sink.push(role.as_bytes());
-    sink.push(b"\n");
-    body(sink);
-    sink.push(b"<|im_end|>\n");
 }
 
 #[cfg(test)]

@@ -1,0 +1,183 @@
+//! A conversation to canonical text (docs/text-mode.md): chat, responses and Anthropic messages.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use sonic_rs::LazyValue;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::content::{self, Sink, is_filled, raw, text};
+use crate::routing::block::BlockHasher;
+
+/// One message, or one item of `input`.
+#[derive(Deserialize)]
+pub(super) struct Message<'a> {
+    #[serde(borrow)]
+    role: Option<LazyValue<'a>>,
+    #[serde(borrow)]
+    content: Option<LazyValue<'a>>,
+    #[serde(borrow)]
+    tool_calls: Option<LazyValue<'a>>,
+    #[serde(borrow)]
+    output: Option<LazyValue<'a>>,
+}
+
+impl Message<'_> {
+    /// Whether it says whose it is; an item of `input` need not.
+    pub(super) fn has_role(&self) -> bool {
+        raw(self.role.as_ref()).len() > 2
+    }
+
+    fn role(&self) -> Cow<'_, str> {
+        text(raw(self.role.as_ref())).unwrap_or_default()
+    }
+
+    fn leads(&self) -> bool {
+        matches!(&*self.role(), "system" | "developer")
+    }
+
+    /// `whole` is its JSON, where it may be needed.
+    fn write(&self, whole: &str, sink: &mut impl Sink) {
+        let role = self.role();
+        if role.is_empty() {
+            let output = raw(self.output.as_ref());
+            message("tool", if output.starts_with('"') { output } else { whole }, "", sink);
+        } else {
+            let calls = raw(self.tool_calls.as_ref());
+            message(&role, raw(self.content.as_ref()), calls, sink);
+        }
+    }
+}
+
+/// The messages, as far as they were read.
+#[derive(Clone, Copy)]
+pub(super) enum List<'a> {
+    /// Read with the body; all have a role.
+    Read(&'a [Message<'a>]),
+    /// JSON of any shape.
+    Raw(&'a str),
+}
+
+/// What stands around the messages.
+pub(super) struct Frame<'a> {
+    /// `system` or `instructions`, raw.
+    pub(super) head: &'a str,
+    /// `tools` and `functions`, raw.
+    pub(super) tools: [&'a str; 2],
+    /// Whether system messages may lead the list.
+    pub(super) leads: bool,
+    /// Whether a string stands for one message of the user.
+    pub(super) takes_string: bool,
+}
+
+/// Writes a conversation; gives the hash of its system prompt and tools (if any), or `None` when
+/// there is no conversation to be read.
+pub(super) fn write(
+    frame: &Frame<'_>,
+    list: List<'_>,
+    hasher: &mut BlockHasher,
+) -> Option<Option<u64>> {
+    let mut writer = Writer {
+        frame,
+        // The system prompt and tools are hashed once more, without the secret: `prefix-affinity`
+        // must agree between routers and over restarts.
+        sink: Tee { hasher, leading: Some(Xxh3::new()) },
+        prefix: None,
+    };
+    if !frame.head.is_empty() {
+        message("system", frame.head, "", &mut writer.sink);
+    }
+    match list {
+        List::Read(messages) => {
+            for message in messages {
+                writer.message(message, "");
+            }
+        }
+        List::Raw(list) if list.starts_with('[') => {
+            for item in sonic_rs::to_array_iter(list) {
+                let item = item.ok()?;
+                let whole = item.as_raw_str();
+                if !whole.starts_with('{') {
+                    return None;
+                }
+                match sonic_rs::from_str::<Message<'_>>(whole) {
+                    Ok(message) => writer.message(&message, whole),
+                    Err(_) => {
+                        writer.end_of_leading();
+                        writer.sink.push(whole.as_bytes());
+                    }
+                }
+            }
+        }
+        List::Raw(string) if frame.takes_string && string.starts_with('"') => {
+            writer.end_of_leading();
+            message("user", string, "", &mut writer.sink);
+        }
+        List::Raw(_) => return None,
+    }
+    writer.end_of_leading();
+    writer.sink.push(b"<|im_start|>assistant\n");
+    Some(writer.prefix)
+}
+
+struct Writer<'a> {
+    frame: &'a Frame<'a>,
+    sink: Tee<'a>,
+    prefix: Option<u64>,
+}
+
+impl Writer<'_> {
+    fn message(&mut self, message: &Message<'_>, whole: &str) {
+        if !(self.frame.leads && self.sink.leading.is_some() && message.leads()) {
+            self.end_of_leading();
+        }
+        message.write(whole, &mut self.sink);
+    }
+
+    /// Behind the leading messages come the tools; there the common part of prompts ends.
+    fn end_of_leading(&mut self) {
+        if self.sink.leading.is_none() {
+            return;
+        }
+        for tools in self.frame.tools {
+            if is_filled(tools) {
+                framed("tools", &mut self.sink, |sink| sink.push(tools.as_bytes()));
+            }
+        }
+        let all = self.sink.leading.take().map(|all| all.digest());
+        self.prefix = all.filter(|_| self.sink.hasher.bytes() > 0);
+    }
+}
+
+/// Hashes blocks, and the leading part as a whole.
+struct Tee<'a> {
+    hasher: &'a mut BlockHasher,
+    leading: Option<Xxh3>,
+}
+
+impl Sink for Tee<'_> {
+    fn push(&mut self, bytes: &[u8]) {
+        self.hasher.push(bytes);
+        if let Some(leading) = &mut self.leading {
+            leading.update(bytes);
+        }
+    }
+}
+
+fn message(role: &str, content: &str, tool_calls: &str, sink: &mut impl Sink) {
+    framed(role, sink, |sink| {
+        content::write(content, sink);
+        if is_filled(tool_calls) {
+            sink.push(b"\n");
+            sink.push(tool_calls.as_bytes());
+        }
+    });
+}
+
+fn framed<S: Sink>(role: &str, sink: &mut S, body: impl FnOnce(&mut S)) {
+    sink.push(b"<|im_start|>");
+    sink.push(role.as_bytes());
+    sink.push(b"\n");
+    body(sink);
+    sink.push(b"<|im_end|>\n");
+}
