@@ -73,7 +73,7 @@ pub fn run(config: Config) -> Result<(), ConfigError> {
     let fleet = Arc::new(Fleet::new(config.clone(), secret, clock::now()));
     let server = compose(&config, &fleet, &draining)?;
     announce(&config);
-    let signal = Drain { draining, fleet, drain: config.timeouts.drain };
+    let signal = Drain { draining, fleet, time_max: config.timeouts.drain };
     server.run(RunArgs { shutdown_signal: Box::new(signal) });
     access_log::flush();
     Ok(())
@@ -190,7 +190,7 @@ fn notify(state: &[NotifyState<'_>]) {
 struct Drain {
     draining: Arc<AtomicBool>,
     fleet: Arc<Fleet>,
-    drain: Duration,
+    time_max: Duration,
 }
 
 #[async_trait]
@@ -216,10 +216,10 @@ impl ShutdownSignalWatch for Drain {
         }
         notify(&[NotifyState::Stopping]);
         let inflight = self.inflight();
-        tracing::info!(inflight, deadline_s = self.drain.as_secs(), "SIGTERM: draining");
+        tracing::info!(inflight, deadline_s = self.time_max.as_secs(), "SIGTERM: draining");
         self.draining.store(true, Relaxed);
         // Still accepting: keep-alive clients are told to close with their next answer.
-        tokio::time::sleep(LET_GO.min(self.drain)).await;
+        tokio::time::sleep(LET_GO.min(self.time_max)).await;
         self.leave_when_empty();
         ShutdownSignal::GracefulTerminate
     }
@@ -239,8 +239,8 @@ impl Drain {
     /// Pingora sleeps the whole grace period however empty it is; we look ourselves, from a thread,
     /// as its runtimes are on their way out.
     fn leave_when_empty(&self) {
-        let (fleet, until) = (self.fleet.clone(), clock::now() + self.drain);
-        let watch = Drain { draining: self.draining.clone(), fleet, drain: self.drain };
+        let (fleet, until) = (self.fleet.clone(), clock::now() + self.time_max);
+        let watch = Drain { draining: self.draining.clone(), fleet, time_max: self.time_max };
         std::thread::spawn(move || {
             // One look's time for the listeners to hear the broadcast and stop.
             let mut empty_looks = 0;

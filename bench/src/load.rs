@@ -106,12 +106,11 @@ async fn one(
             response.into_body().collect().await.ok()?;
             fine.then_some(())
         });
-        match answer.await {
-            Ok(Some(())) => outcome.latencies.push(began.elapsed()),
-            _ => {
-                outcome.errors += 1;
-                sender = connect(target).await;
-            }
+        if let Ok(Some(())) = answer.await {
+            outcome.latencies.push(began.elapsed());
+        } else {
+            outcome.errors += 1;
+            sender = connect(target).await;
         }
     }
     outcome

@@ -17,6 +17,9 @@ use tokio::{net::TcpListener, sync::mpsc};
 pub const EVENTS: usize = 32;
 
 /// Serves on all `listeners` until the process ends; `delay` before each answer.
+///
+/// # Errors
+/// When a listener cannot be used.
 pub async fn serve(listeners: Vec<std::net::TcpListener>, delay: Duration) -> std::io::Result<()> {
     let mut tasks = Vec::new();
     for listener in listeners {

@@ -171,7 +171,7 @@ impl Fleet {
         let member = self.member(&batch.worker_id).ok_or_else(|| {
             ApplyError::UnknownWorker(crate::wire::error_body::shorten(&batch.worker_id))
         })?;
-        let model = self.model_of(&member, batch)?;
+        let model = Self::model_of(&member, batch)?;
         let mut reported = member.reported.lock();
         enter_epoch(&member, &mut reported, &batch.epoch);
         reported.at = Some(now);
@@ -198,7 +198,7 @@ impl Fleet {
     }
 
     /// The model that stored events are filed under when they name none.
-    fn model_of(&self, member: &Member, batch: &Batch) -> Result<String, Malformed> {
+    fn model_of(member: &Member, batch: &Batch) -> Result<String, Malformed> {
         let said = member.reported.lock().said.model.clone();
         if let Some(model) = said.or_else(|| member.first_model()) {
             return Ok(model);

@@ -123,7 +123,7 @@ impl Fleet {
     /// Whether `member` may be ejected beside those that are: never the last that works.
     fn may_eject(&self, member: &Member, now: Instant) -> bool {
         let members = self.members.load();
-        let others = members.iter().filter(|other| !std::ptr::eq(&***other, member));
+        let others = members.iter().filter(|other| other.id() != member.id());
         let (mut working, mut ejected) = (1, 0);
         for other in others.filter(|other| other.health() == Health::Healthy) {
             working += 1;

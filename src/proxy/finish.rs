@@ -125,8 +125,12 @@ pub(super) async fn on_failure(
 fn own_error_of(error: &Error) -> Option<OwnError> {
     match error.esource() {
         ErrorSource::Downstream => match error.etype() {
-            ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => None,
-            ErrorType::H2Error | ErrorType::WriteTimedout | ErrorType::ReadTimedout => None,
+            ErrorType::ConnectionClosed
+            | ErrorType::ReadError
+            | ErrorType::WriteError
+            | ErrorType::H2Error
+            | ErrorType::WriteTimedout
+            | ErrorType::ReadTimedout => None,
             _ => Some(OwnError::BadRequest),
         },
         ErrorSource::Upstream => match error.etype() {

@@ -21,7 +21,7 @@ use super::Proxy;
 /// What an HTTP/2 client with prior knowledge sends first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a new connection may stay silent: Pingora's own keep-alive time.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+const SILENCE_MAX: Duration = Duration::from_mins(1);
 
 /// Both protocols in front of the same logic. Each has its own pool of connections to workers.
 pub struct Front {

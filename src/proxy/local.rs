@@ -35,14 +35,13 @@ pub(super) async fn answer(
             let path = session.req_header().uri.path();
             let id = path.strip_prefix("/v1/models/").unwrap_or("");
             let id = percent_decode(id);
-            match fleet.models().into_iter().find(|(known, _)| *known == id) {
-                Some((_, json)) => (200, json.to_string().into_bytes()),
-                None => {
-                    let error = unknown_model(fleet, &id);
-                    respond::send_error(session, ctx, &error, true).await?;
-                    return Ok(true);
-                }
-            }
+            let found = fleet.models().into_iter().find(|(known, _)| *known == id);
+            let Some((_, json)) = found else {
+                let error = unknown_model(fleet, &id);
+                respond::send_error(session, ctx, &error, !draining).await?;
+                return Ok(true);
+            };
+            (200, json.to_string().into_bytes())
         }
         Endpoint::Prompt(_) | Endpoint::Other => return Ok(false),
     };

@@ -137,6 +137,7 @@ fn is_read(ctx: &RequestContext) -> bool {
 }
 
 /// Carries one of our own errors through Pingora to `fail_to_proxy`.
+#[expect(clippy::unnecessary_box_returns, reason = "Pingora's errors are boxed")]
 fn own(ctx: &mut RequestContext, error: OwnError) -> Box<Error> {
     let status = error.status();
     ctx.failure = Some(error);
@@ -166,7 +167,7 @@ impl ProxyHttp for Proxy {
             && let Some(id) = header.headers.get(respond::REQUEST_ID)
             && let Some(id) = id.to_str().ok().filter(|id| !id.is_empty() && id.len() <= 200)
         {
-            ctx.request_id = id.to_owned();
+            id.clone_into(&mut ctx.request_id);
         }
         if local::answer(session, ctx, &self.fleet, !self.keeps_clients()).await? {
             return Ok(true);

@@ -95,6 +95,7 @@ impl SuccessWindow {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test needs an instant to start from")]
 mod tests {
     use proptest::prelude::*;
 

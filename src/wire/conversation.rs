@@ -70,13 +70,12 @@ pub(super) struct Frame<'a> {
     pub(super) takes_string: bool,
 }
 
+/// Hash of a system prompt and tools; `None` where there are none.
+pub(super) type Prefix = Option<u64>;
+
 /// Writes a conversation; gives the hash of its system prompt and tools (if any), or `None` when
 /// there is no conversation to be read.
-pub(super) fn write(
-    frame: &Frame<'_>,
-    list: List<'_>,
-    hasher: &mut BlockHasher,
-) -> Option<Option<u64>> {
+pub(super) fn write(frame: &Frame<'_>, list: List<'_>, hasher: &mut BlockHasher) -> Option<Prefix> {
     let mut writer = Writer {
         frame,
         // The system prompt and tools are hashed once more, without the secret: `prefix-affinity`
@@ -100,12 +99,11 @@ pub(super) fn write(
                 if !whole.starts_with('{') {
                     return None;
                 }
-                match sonic_rs::from_str::<Message<'_>>(whole) {
-                    Ok(message) => writer.message(&message, whole),
-                    Err(_) => {
-                        writer.end_of_leading();
-                        writer.sink.push(whole.as_bytes());
-                    }
+                if let Ok(message) = sonic_rs::from_str::<Message<'_>>(whole) {
+                    writer.message(&message, whole);
+                } else {
+                    writer.end_of_leading();
+                    writer.sink.push(whole.as_bytes());
                 }
             }
         }

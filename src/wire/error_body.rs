@@ -40,13 +40,13 @@ pub enum OwnError {
         known: String,
     },
     /// Every worker of the model is out.
-    #[error("no worker is available{}", for_model(model))]
+    #[error("no worker is available{}", for_model(model.as_deref()))]
     NoWorker {
         /// As asked for.
         model: Option<String>,
     },
     /// Every worker of the model is at its limit.
-    #[error("all workers are saturated{}", for_model(model))]
+    #[error("all workers are saturated{}", for_model(model.as_deref()))]
     Saturated {
         /// As asked for.
         model: Option<String>,
@@ -68,8 +68,8 @@ pub enum OwnError {
     Internal,
 }
 
-fn for_model(model: &Option<String>) -> String {
-    model.as_ref().map_or(String::new(), |model| format!(" for the model `{}`", shorten(model)))
+fn for_model(model: Option<&str>) -> String {
+    model.map_or(String::new(), |model| format!(" for the model `{}`", shorten(model)))
 }
 
 /// At most 200 characters of a name that came from outside.

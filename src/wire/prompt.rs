@@ -258,17 +258,17 @@ impl<M> Hashers<'_, M> {
             tokens,
         };
         let mut all: SmallVec<[(u8, &[u8]); 8]> = SmallVec::from_slice(&common.fields());
-        all.push((tag::TEMPLATE, raw_bytes(&self.fields.chat_template)));
-        all.push((tag::TEMPLATE, raw_bytes(&self.fields.chat_template_kwargs)));
-        all.push((tag::PREVIOUS, raw_bytes(&self.fields.previous_response_id)));
+        all.push((tag::TEMPLATE, raw_bytes(self.fields.chat_template.as_ref())));
+        all.push((tag::TEMPLATE, raw_bytes(self.fields.chat_template_kwargs.as_ref())));
+        all.push((tag::PREVIOUS, raw_bytes(self.fields.previous_response_id.as_ref())));
         let root = self.hashing.secret.root(&filled(&all));
         // The text is hardly longer than the body it was written in.
         BlockHasher::with_capacity(root, self.hashing.block_bytes, self.body_bytes)
     }
 }
 
-fn raw_bytes<'a>(value: &'a Option<LazyValue<'_>>) -> &'a [u8] {
-    nothing_if_null(raw(value.as_ref())).as_bytes()
+fn raw_bytes<'a>(value: Option<&'a LazyValue<'_>>) -> &'a [u8] {
+    nothing_if_null(raw(value)).as_bytes()
 }
 
 /// `prompt`: a string, token ids, or a list of either (llama.cpp also mixes both in one prompt).

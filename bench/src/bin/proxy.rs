@@ -82,7 +82,9 @@ fn bench(quick: bool) -> Result<(), Any> {
     let (bare_at, ours_at, metrics) = (rest[0], rest[1], rest[2]);
     let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
     let _workers = Running::start(role("worker", &texts)?)?;
-    addrs.iter().for_each(|addr| wait_for(*addr));
+    for addr in &addrs {
+        wait_for(*addr);
+    }
 
     let mut bare_args = vec![bare_at.to_string()];
     bare_args.extend(texts);
@@ -114,7 +116,7 @@ fn bench(quick: bool) -> Result<(), Any> {
         }
         say(&row(case, &rounds));
     }
-    let mib = |running: &Running| running.resident() as f64 / (1 << 20) as f64;
+    let mib = |running: &Running| running.resident() as f64 / f64::from(1 << 20);
     say(&format!("\nresident memory: bare {:.0} MiB, ours {:.0} MiB", mib(&bare), mib(&ours)));
     Ok(())
 }

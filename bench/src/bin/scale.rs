@@ -34,7 +34,9 @@ fn main() -> Result<(), Any> {
     let (listen, metrics) = (rest[0], rest[1]);
     let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
     let _workers = Running::start(role("worker", &texts)?)?;
-    addrs.iter().for_each(|addr| wait_for(*addr));
+    for addr in &addrs {
+        wait_for(*addr);
+    }
     let conf = folder.path().join("scale.yaml");
     write_conf(&conf, listen, metrics, &addrs, 2)?;
     let ours = Running::start(warmroute(&conf)?)?;

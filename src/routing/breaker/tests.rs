@@ -1,5 +1,7 @@
 //! The breaker by example, and against a model that keeps every outcome in a list.
 
+#![expect(clippy::disallowed_methods, reason = "a test needs an instant to start from")]
+
 use proptest::prelude::*;
 
 use super::*;
