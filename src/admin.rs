@@ -1,9 +1,6 @@
 //! The admin listener: liveness, readiness, the fleet as JSON.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
-};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use http::{Method, Response, StatusCode};
@@ -12,6 +9,7 @@ use serde_json::json;
 
 use crate::{
     clock,
+    drain::DrainState,
     fleet::Fleet,
     wire_http::{error_response, json_response},
 };
@@ -19,13 +17,13 @@ use crate::{
 /// `GET /livez`, `/readyz`, `/workers`.
 pub struct Admin {
     fleet: Arc<Fleet>,
-    draining: Arc<AtomicBool>,
+    drain: Arc<DrainState>,
 }
 
 impl Admin {
     /// The admin pages of `fleet`.
-    pub fn new(fleet: Arc<Fleet>, draining: Arc<AtomicBool>) -> Self {
-        Self { fleet, draining }
+    pub fn new(fleet: Arc<Fleet>, drain: Arc<DrainState>) -> Self {
+        Self { fleet, drain }
     }
 
     fn answer(&self, method: &Method, path: &str) -> Response<Vec<u8>> {
@@ -48,7 +46,7 @@ impl Admin {
     }
 
     fn readiness(&self) -> Response<Vec<u8>> {
-        let (status, text) = if self.draining.load(Relaxed) {
+        let (status, text) = if self.drain.is_draining() {
             (StatusCode::SERVICE_UNAVAILABLE, "draining")
         } else if self.fleet.is_ready() {
             (StatusCode::OK, "ready")

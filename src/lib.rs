@@ -18,6 +18,7 @@ pub mod clock;
 pub mod config;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod drain;
 pub mod fleet;
 pub mod health;
 pub mod proxy;

@@ -1,13 +1,6 @@
 //! Composition root: the only file that knows every service.
 
-use std::{
-    net::TcpListener,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use pingora::{
@@ -31,6 +24,7 @@ use crate::{
     admin::Admin,
     clock,
     config::{Config, ConfigError},
+    drain::DrainState,
     fleet::{Fleet, Health},
     health::HealthService,
     proxy::{Front, Peers, Proxy},
@@ -68,12 +62,12 @@ pub fn run(config: Config) -> Result<(), ConfigError> {
     metrics::BUILD_INFO.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
 
     let config = Arc::new(config);
-    let draining = Arc::new(AtomicBool::new(false));
+    let drain = Arc::new(DrainState::default());
     let secret = Secret::from_seed(rand::rng().random());
     let fleet = Arc::new(Fleet::new(config.clone(), secret, clock::now()));
-    let server = compose(&config, &fleet, &draining)?;
+    let server = compose(&config, &fleet, &drain)?;
     announce(&config);
-    let signal = Drain { draining, fleet, time_max: config.timeouts.drain };
+    let signal = Drain { state: drain, time_max: config.timeouts.drain };
     server.run(RunArgs { shutdown_signal: Box::new(signal) });
     access_log::flush();
     Ok(())
@@ -82,7 +76,7 @@ pub fn run(config: Config) -> Result<(), ConfigError> {
 fn compose(
     config: &Arc<Config>,
     fleet: &Arc<Fleet>,
-    draining: &Arc<AtomicBool>,
+    drain: &Arc<DrainState>,
 ) -> Result<Server, ConfigError> {
     let conf = ServerConf {
         threads: config.threads,
@@ -100,10 +94,14 @@ fn compose(
 
     let peers = Peers::new(config)?;
     let checks = HealthService::new(fleet.clone(), config.health.clone(), peers);
-    server.add_service(background_service("health", checks));
-    server.add_service(background_service("ready", Ready { fleet: fleet.clone() }));
+    let mut checks = background_service("health", checks);
+    checks.threads = Some(1);
+    server.add_service(checks);
+    let mut ready = background_service("ready", Ready { fleet: fleet.clone() });
+    ready.threads = Some(1);
+    server.add_service(ready);
 
-    let logic = Proxy::new(config.clone(), fleet.clone(), draining.clone())?;
+    let logic = Proxy::new(config.clone(), fleet.clone(), drain.clone())?;
     let front = Front::new(&server.configuration, &logic);
     let mut proxy = Service::new("proxy".to_owned(), front);
     proxy.threads = Some(config.threads);
@@ -133,7 +131,7 @@ fn compose(
         server.add_service(service);
     }
     if let Some(addr) = config.admin {
-        let app = HttpServer::new_app(Admin::new(fleet.clone(), draining.clone()));
+        let app = HttpServer::new_app(Admin::new(fleet.clone(), drain.clone()));
         let mut service = Service::new("admin".to_owned(), app);
         service.add_tcp(&addr.to_string());
         service.threads = Some(1);
@@ -188,8 +186,7 @@ fn notify(state: &[NotifyState<'_>]) {
 
 /// SIGTERM drains, SIGINT stops at once.
 struct Drain {
-    draining: Arc<AtomicBool>,
-    fleet: Arc<Fleet>,
+    state: Arc<DrainState>,
     time_max: Duration,
 }
 
@@ -215,9 +212,9 @@ impl ShutdownSignalWatch for Drain {
             }
         }
         notify(&[NotifyState::Stopping]);
-        let inflight = self.inflight();
-        tracing::info!(inflight, deadline_s = self.time_max.as_secs(), "SIGTERM: draining");
-        self.draining.store(true, Relaxed);
+        let open = self.state.open_requests();
+        tracing::info!(open, deadline_s = self.time_max.as_secs(), "SIGTERM: draining");
+        self.state.begin();
         // Still accepting: keep-alive clients are told to close with their next answer.
         tokio::time::sleep(LET_GO.min(self.time_max)).await;
         self.leave_when_empty();
@@ -227,29 +224,23 @@ impl ShutdownSignalWatch for Drain {
 
 impl Drain {
     fn stop(&self, signal: &str) -> ShutdownSignal {
-        tracing::info!(inflight = self.inflight(), "{signal}: stopping at once");
+        tracing::info!(open = self.state.open_requests(), "{signal}: stopping at once");
         access_log::flush();
         ShutdownSignal::FastShutdown
-    }
-
-    fn inflight(&self) -> u32 {
-        self.fleet.members().iter().map(|member| member.counts.load().requests).sum()
     }
 
     /// Pingora sleeps the whole grace period however empty it is; we look ourselves, from a thread,
     /// as its runtimes are on their way out.
     fn leave_when_empty(&self) {
-        let (fleet, until) = (self.fleet.clone(), clock::now() + self.time_max);
-        let watch = Drain { draining: self.draining.clone(), fleet, time_max: self.time_max };
+        let (state, until) = (self.state.clone(), clock::now() + self.time_max);
         std::thread::spawn(move || {
-            // One look's time for the listeners to hear the broadcast and stop.
+            // Some looks' time for the listeners to hear the broadcast and stop.
             let mut empty_looks = 0;
             while clock::now() < until && empty_looks < 4 {
                 std::thread::sleep(LOOK_EVERY);
-                empty_looks = if watch.inflight() == 0 { empty_looks + 1 } else { 0 };
+                empty_looks = if state.open_requests() == 0 { empty_looks + 1 } else { 0 };
             }
-            let inflight = watch.inflight();
-            tracing::info!(inflight, "drained");
+            tracing::info!(open = state.open_requests(), "drained");
             access_log::flush();
             std::process::exit(0);
         });

@@ -106,9 +106,12 @@ impl Fleet {
         if let Some(epoch) = &beat.epoch {
             enter_epoch(member, &mut reported, epoch);
         }
+        let ours = member.counts.load().requests;
+        member.set_foreign(reported.foreign(beat.current_load, ours));
         drop(reported);
         if let Some(tokens) = capacity_tokens(beat) {
-            let blocks_max = self.config.index.blocks_of(tokens);
+            // Half as much again: too small a presumption costs far more than too large a one.
+            let blocks_max = self.config.index.blocks_of(tokens.saturating_add(tokens / 2));
             let bytes_max = self.config.index.tree_bytes_max();
             let engine_bytes_max = self.config.index.engine_bytes_max();
             member.cache.lock().set_bounds(Bounds { blocks_max, bytes_max }, engine_bytes_max);

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Instant,
 };
@@ -16,13 +16,16 @@ use super::{inflight::Counts, reported::Reported};
 use crate::{
     config::{Config, ModelsDeclared, WorkerConfig, WorkerUrl},
     routing::{
-        Breaker, PrefillRate, WorkerId,
+        Breaker, Load, PrefillRate, WorkerId,
         prefix::{Bounds, WorkerCache},
         rate::RATE_UNTIL_LEARNED,
     },
     telemetry::metrics::WorkerMetrics,
     wire::models::ModelEntry,
 };
+
+/// Most requests of others believed of one worker: its heartbeat is only somebody's word.
+const FOREIGN_MAX: u32 = 1 << 20;
 
 /// What a worker serves.
 #[derive(Debug, Clone)]
@@ -89,6 +92,8 @@ pub struct Member {
     pub(super) reported: Mutex<Reported>,
     /// `rate` made comparable with the fleet's, as the bits of an f64.
     comparable_rate: AtomicU64,
+    /// Requests at the worker that are not ours, by its heartbeats.
+    foreign: AtomicU32,
     health: AtomicU8,
     models: ArcSwap<Models>,
 }
@@ -124,6 +129,7 @@ impl Member {
             rate: Mutex::new(PrefillRate::new()),
             reported: Mutex::default(),
             comparable_rate: AtomicU64::new(RATE_UNTIL_LEARNED.to_bits()),
+            foreign: AtomicU32::new(0),
             health: AtomicU8::new(Health::Unknown as u8),
             models: ArcSwap::from_pointee(models),
         }
@@ -198,6 +204,17 @@ impl Member {
             Models::Known(known) => known.first().map(|model| model.id.clone()),
             _ => None,
         }
+    }
+
+    /// The worker's load: what we sent, and what others did by its own account.
+    pub fn load(&self) -> Load {
+        let ours = self.counts.load();
+        let foreign = self.foreign.load(Relaxed);
+        Load { requests: ours.requests + foreign, decodes: ours.decodes + foreign, ..ours }
+    }
+
+    pub(super) fn set_foreign(&self, requests: u32) {
+        self.foreign.store(requests.min(FOREIGN_MAX), Relaxed);
     }
 
     /// Prefill rate for decisions, tokens a second.

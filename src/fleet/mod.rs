@@ -13,7 +13,7 @@ mod status;
 use std::{
     collections::HashMap,
     sync::{Arc, atomic::AtomicU64},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -35,6 +35,9 @@ use crate::{
     telemetry::{events, metrics},
     wire::prompt::Hashing,
 };
+
+/// How long a heartbeat's word on others' requests is believed.
+const FOREIGN_FOR: Duration = Duration::from_secs(5);
 
 /// All workers, and what is needed to pick one.
 #[derive(Debug)]
@@ -133,7 +136,7 @@ impl Fleet {
     }
 
     /// A streamed answer began `elapsed` after dispatch, with so many tokens of prefill before it.
-    pub fn record_prefill(member: &Member, tokens: u64, elapsed: std::time::Duration) {
+    pub fn record_prefill(member: &Member, tokens: u64, elapsed: Duration) {
         member.rate.lock().observe(tokens, elapsed);
     }
 
@@ -144,6 +147,12 @@ impl Fleet {
         let fleet_rate = FleetRate::mean_of(&rates);
         for (member, rate) in members.iter().zip(&rates) {
             member.set_comparable_rate(fleet_rate.of(rate));
+        }
+        for member in members.iter() {
+            let at = member.reported.lock().at;
+            if at.is_none_or(|at| now.saturating_duration_since(at) > FOREIGN_FOR) {
+                member.set_foreign(0);
+            }
         }
         self.lapse_leases(now);
         self.set_gauges(now);

@@ -162,7 +162,7 @@ fn candidates(
             key: member.id().key(),
             weight: member.config.weight,
             matched_blocks: u32::try_from(matched).unwrap_or(u32::MAX),
-            load: member.counts.load(),
+            load: member.load(),
             inflight_max: member.config.inflight_max,
             prefill_tokens_per_s: member.comparable_rate(),
         });

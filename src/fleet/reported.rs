@@ -17,6 +17,8 @@ pub struct Reported {
     pub gaps: u64,
     /// The last heartbeat's figures.
     pub said: Said,
+    /// Requests the worker had beyond ours, at its last two heartbeats.
+    pub excess: [u32; 2],
 }
 
 /// Figures of a heartbeat.
@@ -47,6 +49,13 @@ pub enum Sequence {
 }
 
 impl Reported {
+    /// Requests in the worker's hands that are not ours. The smaller of two heartbeats': a request
+    /// that ends between the worker's count and ours is no stranger's.
+    pub fn foreign(&mut self, current_load: u32, ours: u32) -> u32 {
+        self.excess = [self.excess[1], current_load.saturating_sub(ours)];
+        self.excess[0].min(self.excess[1])
+    }
+
     /// Enters `epoch`; true when it is a new life of a worker we knew.
     pub fn enter_epoch(&mut self, epoch: &str) -> bool {
         if self.epoch.as_deref() == Some(epoch) {
@@ -94,6 +103,14 @@ mod tests {
         assert!(reported.enter_epoch("b"));
         assert_eq!(reported.take_seq(0), Sequence::Next);
         assert_eq!(reported.take_seq(1), Sequence::Next);
+    }
+
+    #[test]
+    fn only_lasting_excess_is_foreign() {
+        let mut reported = Reported::default();
+        assert_eq!(reported.foreign(5, 2), 0);
+        assert_eq!(reported.foreign(4, 2), 2);
+        assert_eq!(reported.foreign(1, 2), 0);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use super::body::{Held, Replay};
 use crate::{
     config::BYTES_PER_TOKEN,
+    drain::OpenRequest,
     fleet::{Fleet, Member, Picked},
     routing::{Outcome, Policy, PolicyParams, PromptKind, Reason, WorkerId},
     wire::{endpoint::Endpoint, error_body::OwnError, prompt::Facts, sse::FirstContent},
@@ -59,6 +60,8 @@ pub struct RequestContext {
     pub own_status: Option<u16>,
     /// The answer as it streams by.
     pub stream: StreamWatch,
+    /// Keeps a draining process from leaving before the answer has ended.
+    _open: OpenRequest,
 }
 
 /// One attempt at one worker.
@@ -89,7 +92,7 @@ pub struct StreamWatch {
 
 impl RequestContext {
     /// A request that has just arrived.
-    pub fn new(policy: (Policy, PolicyParams), now: Instant) -> Self {
+    pub fn new(policy: (Policy, PolicyParams), open: OpenRequest, now: Instant) -> Self {
         Self {
             arrived: now,
             request_id: new_request_id(),
@@ -111,6 +114,7 @@ impl RequestContext {
             worker: None,
             own_status: None,
             stream: StreamWatch::default(),
+            _open: open,
         }
     }
 

@@ -11,13 +11,7 @@ mod local;
 mod respond;
 mod upstream;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -39,6 +33,7 @@ use self::{
 use crate::{
     clock,
     config::{Config, ConfigError},
+    drain::DrainState,
     fleet::{Fleet, PickError, PromptAsk},
     routing::Outcome,
     telemetry::events,
@@ -59,22 +54,22 @@ pub struct Proxy {
     fleet: Arc<Fleet>,
     peers: Peers,
     budget: Arc<Budget>,
-    draining: Arc<AtomicBool>,
+    drain: Arc<DrainState>,
 }
 
 impl Proxy {
-    /// A proxy in front of `fleet`; `draining` is set once it should let go of its clients.
+    /// A proxy in front of `fleet`; `drain` tells when to let go of clients.
     ///
     /// # Errors
     /// When a certificate authority file cannot be read.
     pub fn new(
         config: Arc<Config>,
         fleet: Arc<Fleet>,
-        draining: Arc<AtomicBool>,
+        drain: Arc<DrainState>,
     ) -> Result<Self, ConfigError> {
         let peers = Peers::new(&config)?;
         let budget = Budget::new(config.limits.buffered_bytes_max);
-        Ok(Self { config, fleet, peers, budget, draining })
+        Ok(Self { config, fleet, peers, budget, drain })
     }
 
     fn pick(&self, ctx: &mut RequestContext) -> Result<HttpPeer, OwnError> {
@@ -127,7 +122,7 @@ impl Proxy {
 
     /// A client connection is kept only while we are not draining.
     fn keeps_clients(&self) -> bool {
-        !self.draining.load(Relaxed)
+        !self.drain.is_draining()
     }
 }
 
@@ -149,7 +144,7 @@ impl ProxyHttp for Proxy {
     type CTX = RequestContext;
 
     fn new_ctx(&self) -> RequestContext {
-        RequestContext::new(self.config.policies.default, clock::now())
+        RequestContext::new(self.config.policies.default, self.drain.enter(), clock::now())
     }
 
     /// None: Pingora's default adds a compression module we never want between us and a stream.

@@ -7,15 +7,24 @@ mod support;
 mod accounting;
 mod bodies;
 mod breaker;
+mod config;
+#[cfg(feature = "demo")]
+mod demo;
 mod drain;
 mod errors;
+mod fixtures;
 mod headers;
 mod health;
 mod joins;
 mod limits;
+mod metrics;
 mod models;
+#[cfg(feature = "demo")]
+mod openai_python;
 mod policies;
 mod reports;
 mod retries;
 mod streams;
+#[cfg(feature = "demo")]
+mod text_mode;
 mod tls;

@@ -36,7 +36,7 @@ log: {level: debug}
 /// A scene not started yet.
 pub(crate) struct Scene {
     specs: Vec<WorkerSpec>,
-    externals: Vec<(String, String)>,
+    externals: Vec<(String, String, String)>,
     config: Mapping,
     folder: TempDir,
     waits: bool,
@@ -60,9 +60,10 @@ impl Scene {
         self
     }
 
-    /// With a worker that runs already and teaches its models; it stands behind those of `worker`.
-    pub(crate) fn external(mut self, id: &str, url: &str) -> Self {
-        self.externals.push((id.to_owned(), url.to_owned()));
+    /// With a worker that runs already and teaches its models, unless `yaml` declares them; it stands
+    /// behind those of `worker`.
+    pub(crate) fn external(mut self, id: &str, url: &str, yaml: &str) -> Self {
+        self.externals.push((id.to_owned(), url.to_owned(), yaml.to_owned()));
         self
     }
 
@@ -103,12 +104,12 @@ impl Scene {
             entries.push(Yaml::Mapping(entry));
             workers.push(worker);
         }
-        for (id, url) in &self.externals {
-            let mut entry = Mapping::new();
+        for (id, url, yaml) in &self.externals {
+            let mut entry: Mapping = serde_yaml_ng::from_str(yaml).expect("YAML");
             entry.insert("id".into(), id.as_str().into());
             entry.insert("url".into(), url.as_str().into());
             entries.push(Yaml::Mapping(entry));
-            teaches.push(true);
+            teaches.push(!yaml.contains("models:"));
         }
         self.config.insert("workers".into(), Yaml::Sequence(entries));
         for _ in 0..STARTS_MAX {
