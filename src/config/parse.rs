@@ -54,6 +54,10 @@ fn explain(error: &serde_path_to_error::Error<serde_yaml_ng::Error>, root: &Valu
         let key = if path == "." { missing.to_owned() } else { format!("{path}.{missing}") };
         return ConfigError::new(key, "absent", "this key is required", "add it");
     }
+    if path.ends_with("token") {
+        let remedy = "write a string in quotes";
+        return ConfigError::new(path, "(not shown)", "wrong type", remedy);
+    }
     let value = look_up(root, &path);
     ConfigError::new(path, value, text, "see conf/example.yaml for the form")
 }

@@ -86,6 +86,7 @@ pub(super) async fn send_error(
         ctx.matched = (0, ctx.matched.1);
     }
     ctx.reason = Some(reason);
+    ctx.failure = Some(error.clone());
     crate::telemetry::events::decided(reason);
     send(session, ctx, error.status(), error.body(), error.retry_after_s(), keep).await
 }

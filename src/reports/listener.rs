@@ -89,7 +89,7 @@ impl ReportListener {
             }
             Ok(Err(error @ HeartbeatError::Full(_))) => {
                 events::reported("fleet_full");
-                error_response(StatusCode::SERVICE_UNAVAILABLE, "fleet_full", &error.to_string())
+                come_again("fleet_full", &error.to_string(), "15")
             }
         }
     }
@@ -133,9 +133,12 @@ fn refuse(malformed: &Malformed) -> Answer {
 
 fn busy() -> Answer {
     events::reported("queue_full");
-    let mut answer =
-        error_response(StatusCode::SERVICE_UNAVAILABLE, "queue_full", "send this report again");
-    answer.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+    come_again("queue_full", "send this report again", "1")
+}
+
+fn come_again(code: &str, message: &str, seconds: &'static str) -> Answer {
+    let mut answer = error_response(StatusCode::SERVICE_UNAVAILABLE, code, message);
+    answer.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static(seconds));
     answer
 }
 

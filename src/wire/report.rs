@@ -4,6 +4,7 @@
 //! router reads a newer reporter. What is malformed names its field.
 
 use serde::{Deserialize, Deserializer, de};
+use serde_json::value::RawValue;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Blocks in one batch; the body bound usually bites first.
@@ -224,8 +225,9 @@ struct EventForm {
 
 impl<'de> Deserialize<'de> for Event {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let form = EventForm::deserialize(from)?;
-        event(form).map_err(|malformed| {
+        // Raw first: an event of a later version may hold anything under the names we know.
+        let raw = <&RawValue>::deserialize(from)?;
+        read_event(raw.get()).map_err(|malformed| {
             let mark = if malformed.unsupported { UNSUPPORTED } else { "" };
             de::Error::custom(format_args!(
                 "{mark}{FIELD}{}: {}",
@@ -238,6 +240,24 @@ impl<'de> Deserialize<'de> for Event {
 /// Marks inside serde error texts, taken out again by `parse`.
 const UNSUPPORTED: &str = "\u{1}unsupported ";
 const FIELD: &str = "\u{1}field ";
+
+#[derive(Deserialize)]
+struct Kind {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+fn read_event(raw: &str) -> Result<Event, Malformed> {
+    if !raw.starts_with('{') {
+        // Derived readers take a list for an object.
+        return Err(Malformed::new("", "expected an object"));
+    }
+    let kind = parse::<Kind>(raw.as_bytes())?.kind;
+    if !matches!(&*kind, "stored" | "removed" | "cleared") {
+        return Ok(Event::Unknown);
+    }
+    event(parse(raw.as_bytes())?)
+}
 
 fn event(form: EventForm) -> Result<Event, Malformed> {
     let hashes = form.block_hashes.ok_or_else(|| Malformed::new("block_hashes", "is required"));
@@ -296,6 +316,9 @@ fn cut(text: String, count: usize, size: Option<usize>) -> Result<(String, usize
 /// # Errors
 /// `Malformed` naming the field.
 pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Malformed> {
+    if body.trim_ascii_start().first().is_some_and(|first| *first == b'[') {
+        return Err(Malformed::new("body", "expected an object"));
+    }
     let mut json = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
@@ -309,9 +332,10 @@ fn malformed(path: &str, text: &str) -> Malformed {
     let unsupported = text.starts_with(UNSUPPORTED);
     let text = text.strip_prefix(UNSUPPORTED).unwrap_or(text);
     let path = if path == "." { "" } else { path };
-    let join = |field: &str| match path {
-        "" => field.to_owned(),
-        path => format!("{path}.{field}"),
+    let join = |field: &str| match (path, field) {
+        ("", field) => field.to_owned(),
+        (path, "" | "body") => path.to_owned(),
+        (path, field) => format!("{path}.{field}"),
     };
     if let Some((field, problem)) = text.strip_prefix(FIELD).and_then(|t| t.split_once(": ")) {
         // The path may already end in the field that failed.

@@ -722,16 +722,6 @@ async fn a_client_that_is_still_sending_gets_its_refusal() {
 }
 
 #[tokio::test]
-async fn reports_may_come_over_http_2() {
-    let lb = fleet(32, "").await;
-    let text = text(0, 320);
-    let batch = Reporter::new(&lb, "w1").batch(&[stored(1..=10, None, &text, 32)]);
-    let answer = lb.report_as(&Ask::post("/v1/events", batch.to_string()).h2()).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(matched(&lb, &text).await, 10);
-}
-
-#[tokio::test]
 async fn garbage_does_no_harm() {
     let lb = fleet(32, "").await;
     let noise = noise(100_000);
