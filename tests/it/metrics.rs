@@ -364,6 +364,11 @@ async fn scrapes_are_answered_whatever_the_path() {
 
 const SECRET: &str = "zebra-sunrise";
 
+/// Waits until so many requests are logged: a line may come a moment after its answer.
+async fn logs(lb: &Lb, lines: usize) {
+    eventually("the request is logged", async || lb.stdout().lines().count() >= lines).await;
+}
+
 /// Requests of all kinds whose prompts, systems, tools and queries hold a secret.
 async fn logged(format: &str) -> (Lb, Vec<String>) {
     let lb = lb()
@@ -376,19 +381,26 @@ async fn logged(format: &str) -> (Lb, Vec<String>) {
         {"role": "user", "content": SECRET.repeat(50)}]});
     let chat = Ask::post("/v1/chat/completions", hidden.to_string());
     assert_eq!(lb.ask(&chat).await.status, 200);
+    logs(&lb, 1).await;
     assert_eq!(lb.ask(&chat.clone().over(Proto::H2)).await.status, 200);
+    logs(&lb, 2).await;
     let query = Ask::get(&format!("/v1/files?name={SECRET}"));
     assert_eq!(lb.ask(&query).await.status, 200);
+    logs(&lb, 3).await;
     let broken = Ask::post("/v1/completions", format!("{{\"prompt\": \"{SECRET}"));
     assert_eq!(lb.ask(&broken).await.status, 200);
+    logs(&lb, 4).await;
     lb.ask(&Ask::chat_with("no \"such\"\nmodel", SECRET))
         .await
         .assert_error(404, "model_not_found");
+    logs(&lb, 5).await;
     lb.workers[0].set_act(Act::Die);
     lb.ask(&chat).await.assert_error(502, "worker_failed");
+    logs(&lb, 6).await;
     lb.workers[0].set_act(Act::CutStream { events: 1 });
     let mut open = lb.open(&chat).await;
     let _ = open.rest().await;
+    logs(&lb, 7).await;
     lb.workers[0].set_act(Act::Stream { events: 3, gated: true });
     let left = lb.open(&chat).await;
     lb.workers[0].let_go(1);
@@ -403,7 +415,7 @@ async fn logged(format: &str) -> (Lb, Vec<String>) {
         "events": [{"type": "stored", "block_hashes": SECRET, "text": SECRET}]}),
         )
         .await;
-    eventually("all are logged", async || lb.stdout().lines().count() >= 8).await;
+    logs(&lb, 8).await;
     lb.idle().await;
     let lines: Vec<_> = lb.stdout().lines().map(str::to_owned).collect();
     assert_eq!(lines.len(), 8, "one line a request: {lines:#?}");
@@ -514,14 +526,17 @@ async fn refusals_of_our_own_are_logged_with_their_code() {
         .start()
         .await;
     lb.ask(&Ask::chat_with("other", "x")).await.assert_error(404, "model_not_found");
+    logs(&lb, 1).await;
     let bad = Ask::chat("x").header("x-router-policy", "best");
     lb.ask(&bad).await.assert_error(400, "unknown_policy");
+    logs(&lb, 2).await;
     let large = Ask::chat(&"x".repeat(3000));
     lb.ask(&large).await.assert_error(413, "body_too_large");
+    logs(&lb, 3).await;
     lb.workers[0].set_healthy(false);
     lb.health_is(0, "unhealthy").await;
     lb.ask(&Ask::chat("x")).await.assert_error(503, "no_worker");
-    eventually("all are logged", async || lb.stdout().lines().count() >= 4).await;
+    logs(&lb, 4).await;
     // A line is written after its answer was sent, so the next request's may come before it.
     let mut logged: Vec<_> = lb
         .stdout()

@@ -30,7 +30,7 @@ fn main() -> Result<(), Any> {
             bare::serve(addrs[0], addrs[1..].to_vec(), 2);
             Ok(())
         }
-        // For a profiler: load on a proxy that runs already. ADDRESS BODY_BYTES CONNECTIONS REQUESTS
+        // For a profiler: load on a proxy that runs already.
         Some("drive") => drive(&args[1..]),
         _ => bench(args.iter().any(|arg| arg == "--quick")),
     }
@@ -44,14 +44,16 @@ fn serve_workers(addrs: &[String]) -> Result<(), Any> {
 }
 
 fn drive(args: &[String]) -> Result<(), Any> {
-    let [target, bytes, connections, requests] = args else {
-        return Err("drive ADDRESS BODY_BYTES CONNECTIONS REQUESTS".into());
+    let [target, bytes, connections, requests, kind @ ..] = args else {
+        return Err("drive ADDRESS BODY_BYTES CONNECTIONS REQUESTS [streamed]".into());
     };
-    let shot = Shot { bodies: Arc::new(chat_bodies(bytes.parse()?, 64)), streamed: false };
+    let streamed = kind.first().is_some_and(|kind| kind == "streamed");
+    let shot = Shot { bodies: Arc::new(chat_bodies(bytes.parse()?, 64)), streamed };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let load = closed_loop(target.parse()?, &shot, connections.parse()?, requests.parse()?);
     let outcome = runtime.block_on(load);
-    say(&format!("{} answered in {:?}", outcome.latencies.len(), outcome.took));
+    let (answered, failed) = (outcome.latencies.len(), outcome.errors);
+    say(&format!("{answered} answered, {failed} failed in {:?}", outcome.took));
     Ok(())
 }
 
@@ -99,7 +101,7 @@ fn bench(quick: bool) -> Result<(), Any> {
     say("warmroute against a bare Pingora pass-through, 4 workers, 2 threads each, closed loop;");
     say(&format!("medians of {ROUNDS} rounds in turns. CPU: proxy process, us a request.\n"));
     say(
-        "| body | conns | bare CPU | ours CPU | **CPU ratio** | bare p50/p99 ms | ours p50/p99 ms | errors |",
+        "| body | conns | bare CPU | ours CPU | **CPU ratio** | bare p50/p99 ms | ours p50/p99 ms | errors bare/ours |",
     );
     say("| --- | --- | --- | --- | --- | --- | --- | --- |");
     for case in &CASES {
@@ -143,9 +145,10 @@ fn measure(
 fn row(case: &Case, rounds: &[(Measured, Measured)]) -> String {
     let figure = |f: &dyn Fn(&(Measured, Measured)) -> f64| median(rounds.iter().map(f));
     let ms = |outcome: &Outcome, q: f64| outcome.quantile(q).as_secs_f64() * 1e3;
-    let errors: usize = rounds.iter().map(|(a, b)| a.outcome.errors + b.outcome.errors).sum();
+    let errors = |f: &dyn Fn(&(Measured, Measured)) -> usize| rounds.iter().map(f).sum::<usize>();
+    let (bare, ours) = (errors(&|(a, _)| a.outcome.errors), errors(&|(_, b)| b.outcome.errors));
     format!(
-        "| {} | {} | {:.1} | {:.1} | **{:.2}** | {:.2} / {:.2} | {:.2} / {:.2} | {errors} |",
+        "| {} | {} | {:.1} | {:.1} | **{:.2}** | {:.2} / {:.2} | {:.2} / {:.2} | {bare} / {ours} |",
         case.name,
         case.connections,
         figure(&|(a, _)| a.cpu_us),
