@@ -55,7 +55,7 @@ section! {
         /// Prometheus listener.
         metrics: Listener = Listener::default(),
         /// Report listener.
-        reports: Reports = Reports::default(),
+        reports: Option<Reports> = None,
         /// Policy of every model that names none.
         policy: String = "prefix-aware".to_owned(),
         /// Whether the request header `X-Router-Policy` may choose another policy.
@@ -152,7 +152,7 @@ section! {
 section! {
     /// The report listener.
     Reports {
-        /// Address; absent = off.
+        /// Address.
         listen: Option<String> = None,
         /// Bearer token reporters must send.
         token: Option<String> = None,

@@ -27,7 +27,7 @@ pub(super) fn validate(file: file::File) -> Checked<Config> {
     }
     let admin = optional_address("admin.listen", file.admin.listen.as_deref())?;
     let metrics = optional_address("metrics.listen", file.metrics.listen.as_deref())?;
-    let reports = reports(&file.reports)?;
+    let reports = file.reports.as_ref().map(reports).transpose()?;
     let health = health(&file.health)?;
     let index = index(&file.index)?;
     limits(&file.limits)?;
@@ -124,9 +124,10 @@ fn readable(key: &str, path: &Path) -> Checked<Vec<u8>> {
     })
 }
 
-fn reports(reports: &file::Reports) -> Checked<Option<ReportsConfig>> {
+fn reports(reports: &file::Reports) -> Checked<ReportsConfig> {
     let Some(listen) = optional_address("reports.listen", reports.listen.as_deref())? else {
-        return Ok(None);
+        let remedy = "give it an address, or remove `reports`";
+        return Err(ConfigError::new("reports.listen", "absent", "nobody can report", remedy));
     };
     if reports.token.as_deref() == Some("") {
         let remedy = "write a token or remove the key";
@@ -135,7 +136,7 @@ fn reports(reports: &file::Reports) -> Checked<Option<ReportsConfig>> {
     at_least("reports.body_bytes_max", reports.body_bytes_max as u64, 1024)?;
     at_least("reports.queue_batches_max", reports.queue_batches_max as u64, 1)?;
     at_least("reports.lease_s", reports.lease_s, 1)?;
-    Ok(Some(ReportsConfig {
+    Ok(ReportsConfig {
         listen,
         token: reports.token.clone(),
         body_bytes_max: reports.body_bytes_max,
@@ -143,7 +144,7 @@ fn reports(reports: &file::Reports) -> Checked<Option<ReportsConfig>> {
         join: reports.join,
         joined_workers_max: reports.joined_workers_max,
         lease: Duration::from_secs(reports.lease_s),
-    }))
+    })
 }
 
 pub(super) fn at_least(key: &str, value: u64, least: u64) -> Checked<()> {

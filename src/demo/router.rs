@@ -22,20 +22,19 @@ const LINES_SHOWN: usize = 3;
 pub(super) struct Ports([u16; 4]);
 
 impl Ports {
-    /// Ports nobody listens on. Somebody else may take one before the router does; it says so then.
+    /// Ports nobody listens on, from below the range that the kernel hands out by itself: nobody who
+    /// binds port 0 or connects takes one before the router does.
     pub(super) fn free() -> Result<Self, DemoError> {
-        let bind = || -> io::Result<[u16; 4]> {
-            // All are bound at once, so that they differ.
-            let mut listeners = Vec::new();
-            let mut ports = [0; 4];
-            for port in &mut ports {
-                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-                *port = listener.local_addr()?.port();
-                listeners.push(listener);
-            }
-            Ok(ports)
-        };
-        bind().map(Self).map_err(DemoError::system("cannot find free ports"))
+        let start = 10_000 + (std::process::id() % 15_000) as u16;
+        // All are bound at once, so that they differ.
+        let bound = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok().map(|l| (port, l));
+        let held: Vec<_> = (start..32_000).filter_map(bound).take(4).collect();
+        let ports: Vec<u16> = held.iter().map(|(port, _)| *port).collect();
+        ports
+            .try_into()
+            .map(Self)
+            .map_err(|_| io::Error::from(io::ErrorKind::AddrInUse))
+            .map_err(DemoError::system("cannot find free ports"))
     }
 
     pub(super) fn listen(self) -> String {

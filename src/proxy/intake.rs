@@ -13,6 +13,7 @@ use super::{
     respond,
 };
 use crate::{
+    clock,
     routing::{Policy, PromptKind},
     wire::{
         endpoint::Endpoint,
@@ -22,7 +23,7 @@ use crate::{
     },
 };
 
-/// How long a request may wait at start for the first health check of any worker.
+/// How long after the start a request may wait for the first health check of any worker.
 const FIRST_VERDICT_MAX: Duration = Duration::from_secs(5);
 
 impl Proxy {
@@ -89,7 +90,8 @@ impl Proxy {
         if *verdict.borrow() {
             return Ok(());
         }
-        let known = tokio::time::timeout(FIRST_VERDICT_MAX, async move {
+        let up_for = clock::now().saturating_duration_since(self.started);
+        let known = tokio::time::timeout(FIRST_VERDICT_MAX.saturating_sub(up_for), async move {
             let _ = verdict.wait_for(|known| *known).await;
         });
         body::while_client_waits(session.as_downstream_mut(), known).await.map(|_| ())

@@ -11,7 +11,10 @@ mod local;
 mod respond;
 mod upstream;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -54,6 +57,7 @@ pub struct Proxy {
     fleet: Arc<Fleet>,
     peers: Peers,
     budget: Arc<Budget>,
+    started: Instant,
     drain: Arc<DrainState>,
 }
 
@@ -69,7 +73,7 @@ impl Proxy {
     ) -> Result<Self, ConfigError> {
         let peers = Peers::new(&config)?;
         let budget = Budget::new(config.limits.buffered_bytes_max);
-        Ok(Self { config, fleet, peers, budget, drain })
+        Ok(Self { config, fleet, peers, budget, started: clock::now(), drain })
     }
 
     fn pick(&self, ctx: &mut RequestContext) -> Result<HttpPeer, OwnError> {

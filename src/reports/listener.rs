@@ -1,7 +1,7 @@
 //! HTTP of the report listener.
 
 use async_trait::async_trait;
-use http::{Method, Response, StatusCode, header};
+use http::{HeaderValue, Method, Response, StatusCode, header};
 use pingora::{apps::http_app::ServeHttp, protocols::http::ServerSession};
 use serde_json::json;
 use subtle::ConstantTimeEq;
@@ -66,7 +66,11 @@ impl ReportListener {
     fn is_authorized(&self, session: &ServerSession) -> bool {
         let Some(token) = &self.config.token else { return true };
         let given = session.req_header().headers.get(header::AUTHORIZATION);
-        let given = given.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        let given = given.map(HeaderValue::as_bytes).and_then(|value| {
+            // The scheme's case does not matter (RFC 9110, 11.1).
+            let (scheme, given) = value.split_at_checked(7)?;
+            scheme.eq_ignore_ascii_case(b"bearer ").then_some(given)
+        });
         // Compares in the same time wherever two tokens of a length differ.
         given.is_some_and(|given| given.ct_eq(token.as_bytes()).into())
     }
@@ -138,7 +142,7 @@ fn busy() -> Answer {
 
 fn come_again(code: &str, message: &str, seconds: &'static str) -> Answer {
     let mut answer = error_response(StatusCode::SERVICE_UNAVAILABLE, code, message);
-    answer.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static(seconds));
+    answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
     answer
 }
 

@@ -1,3 +1,5 @@
+//! The scheduler: what a step does, and what waits.
+
 use std::sync::Arc;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The block cache by example, and against a naive model.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Prompts to canonical text and blocks.
+
 use super::*;
 use serde_json::value::RawValue;
 
