@@ -2,7 +2,7 @@
 # Installs the system packages the build needs, if any is missing (Debian, Ubuntu).
 #   gcc g++ make  C parts of dependencies (mimalloc, zlib-ng)
 #   cmake         zlib-ng, a fixed dependency of pingora-core
-#   pkg-config libssl-dev  OpenSSL, for TLS
+#   perl          OpenSSL, which Pingora builds from source
 #   python3-venv  tests with the OpenAI client
 #   curl          the README's examples
 set -eu
@@ -15,8 +15,7 @@ need() { # need PACKAGE TEST...
 }
 need build-essential sh -c 'command -v gcc && command -v g++ && command -v make'
 need cmake sh -c "command -v cmake"
-need pkg-config sh -c "command -v pkg-config"
-need libssl-dev sh -c 'pkg-config --exists openssl || test -f /usr/include/openssl/ssl.h'
+need perl perl -MIPC::Cmd -MFindBin -e1
 need python3-venv python3 -c 'import ensurepip, venv'
 need curl sh -c "command -v curl"
 
