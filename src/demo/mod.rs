@@ -128,7 +128,7 @@ async fn demonstrate(stay: bool, router: Option<PathBuf>) -> Result<Running, Dem
     }
     print(&table::render(&rows))?;
     let (router, engines, ports) = last.expect("there is at least one policy");
-    let closing = if stay { table::where_to_look(ports) } else { table::closing() };
+    let closing = if stay { table::where_to_look(ports) } else { table::closing(ports) };
     print(&closing)?;
     Ok(Running { router, _engines: engines, _dir: dir })
 }

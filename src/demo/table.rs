@@ -82,11 +82,15 @@ pub(super) fn render(rows: &[Row]) -> String {
 }
 
 /// How to get something to look at.
-pub(super) fn closing() -> String {
-    "\nOne run each: times differ by a quarter or so between two demos.\n\
-     `warmroute demo --stay` leaves the last router and its engines running, to look at its \
-     metrics,\nits admin pages and its X-Router-Backend and X-Router-Reason headers.\n"
-        .to_owned()
+pub(super) fn closing(ports: Ports) -> String {
+    format!(
+        "\nOne run each: times differ by a quarter or so between two demos.\n\
+         Metrics were at http://{metrics}/metrics, the fleet at http://{admin}/workers;\n\
+         `warmroute demo --stay` leaves router and engines running, to look at these and at its\n\
+         X-Router-Backend and X-Router-Reason headers.\n",
+        metrics = ports.metrics(),
+        admin = ports.admin(),
+    )
 }
 
 /// Where to look while everything still runs.
