@@ -18,8 +18,7 @@ build: setup
 	$(CARGO) build --release
 
 demo: setup
-	$(CARGO) build --release
-	target/release/warmroute demo $(DEMO_ARGS)
+	$(CARGO) run --release -- demo $(DEMO_ARGS)
 
 # A real client for the integration tests.
 $(VENV)/.ready: tests/python/requirements.txt | setup
@@ -34,8 +33,7 @@ lint: setup deny
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
-	$(CARGO) build --quiet
-	for file in conf/*.yaml; do target/debug/warmroute check --conf $$file || exit 1; done
+	for file in conf/*.yaml; do $(CARGO) run --quiet -- check --conf $$file || exit 1; done
 
 # Compiled once per clone; without optimization, as it runs for a second.
 DENY_VERSION := 0.20.2
@@ -48,5 +46,5 @@ deny: $(DENY)
 bench: setup
 	$(CARGO) build --release
 	$(CARGO) build --release -p warmroute-bench
-	target/release/bench-proxy $(BENCH_ARGS)
-	target/release/bench-scale
+	$(CARGO) run --release -p warmroute-bench --bin bench-proxy -- $(BENCH_ARGS)
+	$(CARGO) run --release -p warmroute-bench --bin bench-scale
