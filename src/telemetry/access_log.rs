@@ -2,8 +2,8 @@
 //!
 //! Lines are put into a bounded buffer that one thread writes out every few milliseconds. When stdout
 //! does not keep up lines are dropped and counted, as a slow disk must not slow down streams. A queue
-//! of lines to a waiting thread (`tracing-appender`) was measured first: it wakes that thread for
-//! every request, which cost more than all else we do for it (ADR 0003). Never a word of a prompt.
+//! of lines to a waiting thread (`tracing-appender`) came first: it wakes that thread for every
+//! request (ADR 0003). Never a word of a prompt.
 
 use std::{
     io::Write,
