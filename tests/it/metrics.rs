@@ -179,6 +179,9 @@ async fn busy() -> Lb {
         .worker(streaming(4).models(&["m"]))
         .worker(echo().models(&["m"]))
         .worker(dying().models(&["m", "dies"]))
+        // Never asked before it is gone: its breaker is closed, and no check comes in between.
+        .worker(echo().models(&["gone"]))
+        .config("health: {interval_ms: 600000}")
         .config("reports: {}\npolicy_override: true\nindex: {block_bytes: 16, bytes_max: 65536}")
         .config("breaker: {failures_in_row_max: 2, cool_down_first_ms: 50}")
         .start()
@@ -207,11 +210,8 @@ async fn busy() -> Lb {
         let _ = lb.ask(&Ask::chat_with("dies", "x")).await;
     }
     // Nobody listens there any more, but its last check was fine.
-    lb.workers[2].kill().await;
-    for _ in 0..50 {
-        let ask = Ask::chat("hello").header("x-router-policy", "round-robin");
-        let _ = lb.ask(&ask).await;
-    }
+    lb.workers[3].kill().await;
+    let _ = lb.ask(&Ask::chat_with("gone", "hello")).await;
     let mut reporter = Reporter::new(&lb, "w1");
     let text = "0123456789abcdef".repeat(20);
     reporter.send_well(&[stored(1..=20, None, &text, 16)]).await;
@@ -282,7 +282,7 @@ async fn every_documented_metric_is_on_the_page_and_the_page_is_valid() {
         "class",
         &["1xx", "2xx", "3xx", "4xx", "5xx", "gone"],
     );
-    assert_closed("warmroute_responses_total", "worker", &["w0", "w1", "w2", "none"]);
+    assert_closed("warmroute_responses_total", "worker", &["w0", "w1", "w2", "w3", "none"]);
     assert_closed("warmroute_breaker_transitions_total", "to", &["closed", "half-open", "open"]);
     assert_closed("warmroute_retries_total", "cause", &["connect", "stale-connection"]);
     let endpoints = ["chat", "completions", "responses", "messages", "models", "health", "other"];
