@@ -5,10 +5,10 @@ CARGO ?= cargo
 VENV := target/venv
 PYTHON := $(VENV)/bin/python
 
-.PHONY: setup build demo test lint deny bench help
+.PHONY: setup build demo test test-vllm lint deny bench bench-truth help
 
 help:
-	@echo "make demo | test | lint | bench | build | setup"
+	@echo "make demo | test | lint | bench | bench-truth | test-vllm | build | setup"
 
 # System packages, only when something is missing; Rust comes from rust-toolchain.toml.
 setup:
@@ -27,7 +27,14 @@ $(VENV)/.ready: tests/python/requirements.txt | setup
 	touch $@
 
 test: setup $(VENV)/.ready
+	$(PYTHON) -m unittest discover -s engines/vllm/tests
 	WARMROUTE_TEST_PYTHON=$(abspath $(PYTHON)) $(CARGO) test --workspace
+
+# Two real vLLM servers on CPUs: 6 GB of disk, 10 GB of memory, up to 15 minutes.
+test-vllm: build
+	scripts/vllm-env.sh target/vllm
+	$(CARGO) build --release
+	python3 tests/vllm/run.py --router target/release/warmroute --work target/vllm $(VLLM_ARGS)
 
 lint: setup deny
 	$(CARGO) fmt --all --check

@@ -63,7 +63,11 @@ fn run(conf: &std::path::Path) -> ExitCode {
 }
 
 fn check(conf: &std::path::Path) -> ExitCode {
-    match config::load(conf) {
+    let checked = config::load(conf).and_then(|config| {
+        crate::fleet::AlignedModels::load(&config)?;
+        Ok(config)
+    });
+    match checked {
         Ok(config) => {
             let (workers, policy) = (config.workers.len(), config.policies.default.0);
             let text = format!("{}: ok, {workers} workers, policy {policy}", conf.display());

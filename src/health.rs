@@ -17,8 +17,7 @@ use std::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::{
-    connectors::http::Connector, http::RequestHeader, prelude::HttpPeer, server::ShutdownWatch,
-    services::background::BackgroundService,
+    ErrorType, http::RequestHeader, server::ShutdownWatch, services::background::BackgroundService,
 };
 use pingora_load_balancing::{
     Backend,
@@ -35,21 +34,20 @@ use crate::{
     fleet::{Fleet, Member},
     proxy::Peers,
     wire::models,
+    worker_http::{WorkerHttp, host_header},
 };
 
 /// Upkeep of the fleet (leases, gauges, rates).
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 /// How soon a worker that joined gets its first check.
 const WATCH_MEMBERS_EVERY: Duration = Duration::from_millis(100);
-/// Largest /v1/models answer read.
-const MODELS_BYTES_MAX: usize = 4 << 20;
 
 /// The service.
 pub struct HealthService {
     fleet: Arc<Fleet>,
     config: HealthConfig,
     peers: Peers,
-    connector: Arc<Connector>,
+    http: WorkerHttp,
     checks: Mutex<HashMap<CheckKey, SharedCheck>>,
 }
 
@@ -68,11 +66,11 @@ impl HealthService {
     /// Checks every worker of `fleet`, also those that join later.
     pub fn new(fleet: Arc<Fleet>, config: HealthConfig, peers: Peers) -> Self {
         Self {
+            http: WorkerHttp::new(peers.clone(), config.timeout),
+            peers,
+            checks: Mutex::default(),
             fleet,
             config,
-            peers,
-            connector: Arc::new(Connector::new(None)),
-            checks: Mutex::default(),
         }
     }
 
@@ -85,7 +83,7 @@ impl HealthService {
             host: if url.host.parse::<IpAddr>().is_ok() {
                 "localhost".to_owned()
             } else {
-                host_header(member)
+                host_header(member.url())
             },
             path: member.config.health_path.clone(),
         };
@@ -138,8 +136,7 @@ struct Watch {
     fleet: Arc<Fleet>,
     member: Arc<Member>,
     config: HealthConfig,
-    peers: Peers,
-    connector: Arc<Connector>,
+    http: WorkerHttp,
     check: SharedCheck,
     backend: Option<Backend>,
     passed_in_row: AtomicUsize,
@@ -151,10 +148,9 @@ impl Watch {
         let backend = Backend::new(&member.url().addr.to_string()).ok();
         Self {
             check: service.check_for(&member),
-            connector: service.connector.clone(),
+            http: service.http.clone(),
             fleet: service.fleet.clone(),
             config: service.config.clone(),
-            peers: service.peers.clone(),
             passed_in_row: AtomicUsize::new(0),
             failed_in_row: AtomicUsize::new(0),
             backend,
@@ -182,14 +178,16 @@ impl Watch {
         };
         let failed = match result {
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some("timed out".to_owned()),
+            Ok(Err(error)) => {
+                Some((error.to_string(), *error.etype() == ErrorType::ConnectRefused))
+            }
+            Err(_) => Some(("timed out".to_owned(), false)),
         };
-        let Some(why) = failed else {
+        let Some((why, refused)) = failed else {
             self.failed_in_row.store(0, Relaxed);
             let passed = self.passed_in_row.fetch_add(1, Relaxed) + 1;
             if passed >= self.config.healthy_after {
-                self.fleet.record_health(&self.member, true, "");
+                self.fleet.record_health(&self.member, true, "", false);
             }
             return true;
         };
@@ -198,61 +196,37 @@ impl Watch {
         // A worker that never passed is out at once; one that did is given the benefit of a few.
         let known = self.member.health() != crate::fleet::Health::Unknown;
         if failed >= self.config.unhealthy_after || !known {
-            self.fleet.record_health(&self.member, false, &why);
+            self.fleet.record_health(&self.member, false, &why, refused);
         }
         false
     }
 
     /// Asks for the models; gives when to ask again.
     async fn learn_models(&self) -> std::time::Instant {
-        let asked = timeout(self.config.timeout, self.ask_models()).await;
-        match asked {
-            Ok(Ok(entries)) => {
+        match self.ask_models().await {
+            Ok(entries) => {
                 let names: Vec<_> = entries.iter().map(|entry| entry.id.clone()).collect();
                 if self.member.set_models(entries) {
                     crate::telemetry::events::models_learned(self.member.id().as_str(), &names);
                 }
                 clock::now() + self.config.models_interval
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 tracing::debug!(worker = %self.member.id(), error = %error, "no models learned");
                 clock::now() + self.config.interval
             }
-            Err(_) => clock::now() + self.config.interval,
         }
     }
 
     async fn ask_models(
         &self,
     ) -> Result<Vec<models::ModelEntry>, Box<dyn std::error::Error + Send + Sync>> {
-        let peer: HttpPeer = self.peers.of(self.member.url());
-        let (mut session, _) = self.connector.get_http_session(&peer).await?;
-        session.set_read_timeout(Some(self.config.timeout));
-        let mut request = RequestHeader::build("GET", b"/v1/models", None)?;
-        request.insert_header("host", host_header(&self.member))?;
-        request.insert_header("accept", "application/json")?;
-        session.write_request_header(Box::new(request)).await?;
-        session.finish_request_body().await?;
-        session.read_response_header().await?;
-        let status = session.response_header().map_or(0, |header| header.status.as_u16());
+        let (status, body) = self.http.ask(self.member.url(), "/v1/models", None).await?;
         if status != 200 {
             return Err(format!("/v1/models answered {status}").into());
         }
-        let mut body = Vec::new();
-        while let Some(piece) = session.read_response_body().await? {
-            if body.len() + piece.len() > MODELS_BYTES_MAX {
-                return Err("/v1/models answered too much".into());
-            }
-            body.extend_from_slice(&piece);
-        }
         Ok(models::parse(&body)?)
     }
-}
-
-fn host_header(member: &Member) -> String {
-    let url = member.url();
-    let host = if url.host.contains(':') { format!("[{}]", url.host) } else { url.host.clone() };
-    format!("{host}:{}", url.addr.port())
 }
 
 fn check(config: &HealthConfig, peers: &Peers, member: &Member, host: &str) -> SharedCheck {

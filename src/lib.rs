@@ -4,15 +4,17 @@
 //! Decisions are pure; the shell around them is thin. An arrow says who may import whom:
 //!
 //! ```text
-//! main -> cli -> server -> { proxy, reports, health, admin } -> fleet -> routing
+//! main -> cli -> server -> { proxy, reports, publishers, health, parity, admin } -> fleet -> routing
 //! ```
 //!
-//! The shell also uses `wire` (bytes to values), `config`, `telemetry` and `clock`. `routing` knows
+//! The shell also uses `wire` (bytes to values), `kv_events` (ZMQ), `aligned` (chat templates and
+//! tokenizers), `config`, `telemetry` and `clock`. `routing` knows
 //! none of them: no I/O, clock, locks, random source, logs or metrics. `tests/tidy.rs` holds the
 //! sources to this. The library exists for the binary, its tests and its benches; it promises no
 //! stable API.
 
 pub mod admin;
+pub mod aligned;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -21,10 +23,14 @@ pub mod demo;
 pub mod drain;
 pub mod fleet;
 pub mod health;
+pub mod kv_events;
+pub mod parity;
 pub mod proxy;
+pub mod publishers;
 pub mod reports;
 pub mod routing;
 pub mod server;
 pub mod telemetry;
 pub mod wire;
 mod wire_http;
+pub mod worker_http;

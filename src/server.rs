@@ -25,12 +25,15 @@ use crate::{
     clock,
     config::{Config, ConfigError},
     drain::DrainState,
-    fleet::{Fleet, Health},
+    fleet::{AlignedModels, Fleet, Health},
     health::HealthService,
+    parity::ParityService,
     proxy::{Front, Peers, Proxy},
+    publishers,
     reports::{Queue, ReportListener},
     routing::block::Secret,
     telemetry::{access_log, logging, metrics},
+    worker_http::WorkerHttp,
 };
 
 /// Between the signal to stop and the end of accepting: clients learn by `Connection: close`.
@@ -45,6 +48,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// # Errors
 /// When an address cannot be bound or a file of the configuration has gone; nothing was started.
 pub fn run(config: Config) -> Result<(), ConfigError> {
+    let aligned = AlignedModels::load(&config)?;
     for (addr, key) in config.addresses() {
         // Bound and let go: Pingora binds later and would only panic in its own thread.
         TcpListener::bind(addr).map_err(|error| {
@@ -64,7 +68,7 @@ pub fn run(config: Config) -> Result<(), ConfigError> {
     let config = Arc::new(config);
     let drain = Arc::new(DrainState::default());
     let secret = Secret::from_seed(rand::rng().random());
-    let fleet = Arc::new(Fleet::new(config.clone(), secret, clock::now()));
+    let fleet = Arc::new(Fleet::new(config.clone(), aligned, secret, clock::now()));
     let server = compose(&config, &fleet, &drain)?;
     announce(&config);
     let signal = Drain { state: drain, time_max: config.timeouts.drain };
@@ -93,6 +97,16 @@ fn compose(
     server.bootstrap();
 
     let peers = Peers::new(config)?;
+    let http = WorkerHttp::new(peers.clone(), config.health.timeout);
+    if let Some(every) = config.aligned.parity_interval.filter(|_| !fleet.aligned().is_empty()) {
+        let parity = ParityService::new(fleet.clone(), http.clone(), every);
+        let mut parity = background_service("parity", parity);
+        parity.threads = Some(1);
+        server.add_service(parity);
+    }
+    let mut publishers = background_service("kv-events", publishers::service(fleet.clone(), http));
+    publishers.threads = Some(1);
+    server.add_service(publishers);
     let checks = HealthService::new(fleet.clone(), config.health.clone(), peers);
     let mut checks = background_service("health", checks);
     checks.threads = Some(1);

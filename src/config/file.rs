@@ -80,6 +80,12 @@ section! {
         breaker: Breaker = Breaker::default(),
         /// Prefix indexes.
         index: Index = Index::default(),
+        /// Engines' own KV events, for workers that say nothing of them: `auto` or `off`.
+        kv_events: String = "auto".to_owned(),
+        /// Aligned mode (models with a `tokenizer`).
+        aligned: Aligned = Aligned::default(),
+        /// What answers tell about the workers' caches.
+        feedback: Feedback = Feedback::default(),
         /// TLS towards workers.
         upstream_tls: UpstreamTls = UpstreamTls::default(),
         /// Logs.
@@ -125,6 +131,39 @@ pub struct Worker {
     /// Overrides `health.path`.
     #[serde(default)]
     pub health_path: Option<String>,
+    /// Overrides the top-level `kv_events`; may name sources.
+    #[serde(default)]
+    pub kv_events: Option<KvEvents>,
+}
+
+/// Where a worker's KV events come from.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum KvEvents {
+    /// `auto` or `off`.
+    Mode(String),
+    /// One source.
+    One(KvSource),
+    /// One source a data-parallel rank, in order.
+    Many(Vec<KvSource>),
+}
+
+/// One publisher of KV events.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KvSource {
+    /// `tcp://HOST:PORT` the engine binds and we connect to.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// `tcp://ADDRESS:PORT` we bind and the engine connects to, instead of `endpoint`.
+    #[serde(default)]
+    pub bind: Option<String>,
+    /// Replay socket of the engine; without it a gap cannot be closed.
+    #[serde(default)]
+    pub replay_endpoint: Option<String>,
+    /// Topic subscribed to; empty = all.
+    #[serde(default)]
+    pub topic: String,
 }
 
 fn one() -> f64 {
@@ -139,6 +178,25 @@ pub struct Model {
     pub policy: Option<String>,
     /// Constants of the policies for this model; absent keys keep the top-level values.
     pub policy_params: Option<PolicyParams>,
+    /// Folder with tokenizer.json and tokenizer_config.json: switches aligned mode on.
+    pub tokenizer: Option<PathBuf>,
+    /// Other names the engines serve it under.
+    pub aliases: Vec<String>,
+    /// How engines name their blocks, for reporters that send bare hashes.
+    pub block_hash: Option<BlockHash>,
+}
+
+/// The engines' own block hash.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockHash {
+    /// `sha256` or `sha256_cbor`.
+    pub algorithm: String,
+    /// Tokens a block.
+    pub block_tokens: usize,
+    /// The engines' PYTHONHASHSEED, where it is set.
+    #[serde(default)]
+    pub seed: Option<String>,
 }
 
 section! {
@@ -268,6 +326,32 @@ section! {
         bytes_max: usize = 64 << 20,
         /// KV cache assumed for a worker that has not said, tokens.
         cache_tokens: u64 = 2_000_000,
+        /// Life of a presumption that a worker's events do not confirm, seconds.
+        presumed_ttl_s: u64 = 60,
+        /// Worth of a block in a worker's host memory, of one in its accelerator's.
+        cpu_credit: f64 = 0.7,
+        /// Worth of a block on a worker's disk or further away.
+        storage_credit: f64 = 0.3,
+    }
+}
+
+section! {
+    /// Aligned mode.
+    Aligned {
+        /// Pause between two comparisons with a worker's /tokenize, seconds; 0 = none.
+        parity_interval_s: u64 = 600,
+        /// Memory of the tokens of message texts seen before, bytes a model.
+        segment_cache_bytes: usize = 64 << 20,
+        /// Larger requests are routed in text mode, bytes.
+        body_bytes_max: usize = 4 << 20,
+    }
+}
+
+section! {
+    /// What answers tell about the workers' caches.
+    Feedback {
+        /// Ask for usage in streams whose client did not, and take it out again.
+        include_usage: bool = false,
     }
 }
 

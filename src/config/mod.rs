@@ -6,6 +6,7 @@
 
 pub mod file;
 mod parse;
+mod truth;
 mod validate;
 mod workers;
 
@@ -15,6 +16,7 @@ use std::{
 };
 
 pub use parse::load;
+pub use truth::{AlignedConfig, AlignedParams, BlockHashConfig, KvEvents, KvSource};
 pub use workers::worker_url;
 
 use crate::routing::{
@@ -83,6 +85,14 @@ pub struct Config {
     pub breaker: BreakerParams,
     /// Prefix indexes.
     pub index: IndexConfig,
+    /// KV events of workers that join by heartbeat.
+    pub kv_events: KvEvents,
+    /// Models in aligned mode, by name.
+    pub aligned_models: HashMap<String, AlignedConfig>,
+    /// Aligned mode.
+    pub aligned: AlignedParams,
+    /// Whether streams are asked for their usage.
+    pub include_usage: bool,
     /// TLS towards workers.
     pub upstream_tls: file::UpstreamTls,
     /// Logs.
@@ -143,6 +153,8 @@ pub struct WorkerConfig {
     pub cache_tokens: u64,
     /// Health path.
     pub health_path: String,
+    /// KV events.
+    pub kv_events: KvEvents,
 }
 
 /// The report listener.
@@ -234,6 +246,10 @@ pub struct IndexConfig {
     pub bytes_max: usize,
     /// KV cache assumed, tokens.
     pub cache_tokens: u64,
+    /// Life of a presumption that events do not confirm.
+    pub presumed_ttl: Duration,
+    /// Worth of a block in host memory and of one further away, of one ready for use.
+    pub credits: [f64; 2],
 }
 
 /// Bytes of text in a token, on average: the estimate used wherever no tokenizer is at hand.

@@ -8,6 +8,7 @@ use std::{
 use super::{
     Config, ConfigError, HeadersConfig, HealthConfig, IndexConfig, LogConfig, Policies,
     ReportsConfig, Timeouts, TlsConfig, file,
+    truth::{aligned_models, aligned_params, kv_events_mode},
     workers::{path, workers},
 };
 use crate::routing::{
@@ -31,9 +32,10 @@ pub(super) fn validate(file: file::File) -> Checked<Config> {
     let health = health(&file.health)?;
     let index = index(&file.index)?;
     limits(&file.limits)?;
+    let kv_events = kv_events_mode("kv_events", &file.kv_events)?;
     let config = Config {
         threads: threads(file.threads)?,
-        workers: workers(&file, &health, &index)?,
+        workers: workers(&file, &health, &index, &kv_events)?,
         policies: policies(&file)?,
         headers: HeadersConfig {
             session: header_name("session_header", &file.session_header)?,
@@ -47,6 +49,10 @@ pub(super) fn validate(file: file::File) -> Checked<Config> {
         timeouts: timeouts(&file.timeouts)?,
         breaker: breaker(&file.breaker)?,
         log: log(&file.log)?,
+        aligned_models: aligned_models(&file.models)?,
+        aligned: aligned_params(&file.aligned)?,
+        include_usage: file.feedback.include_usage,
+        kv_events,
         limits: file.limits,
         upstream_tls: upstream_tls(file.upstream_tls)?,
         listen,
@@ -302,7 +308,17 @@ fn index(index: &file::Index) -> Checked<IndexConfig> {
         })?;
     at_least("index.bytes_max", index.bytes_max as u64, 64 << 10)?;
     at_least("index.cache_tokens", index.cache_tokens, 1)?;
-    Ok(IndexConfig { block_bytes, bytes_max: index.bytes_max, cache_tokens: index.cache_tokens })
+    at_least("index.presumed_ttl_s", index.presumed_ttl_s, 1)?;
+    Ok(IndexConfig {
+        block_bytes,
+        bytes_max: index.bytes_max,
+        cache_tokens: index.cache_tokens,
+        presumed_ttl: Duration::from_secs(index.presumed_ttl_s),
+        credits: [
+            between("index.cpu_credit", index.cpu_credit, 0.0, 1.0)?,
+            between("index.storage_credit", index.storage_credit, 0.0, 1.0)?,
+        ],
+    })
 }
 
 fn upstream_tls(tls: file::UpstreamTls) -> Checked<file::UpstreamTls> {

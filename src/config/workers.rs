@@ -7,7 +7,9 @@ use std::{
 };
 
 use super::{
-    ConfigError, HealthConfig, IndexConfig, ModelsDeclared, WorkerConfig, WorkerUrl, file,
+    ConfigError, HealthConfig, IndexConfig, KvEvents, ModelsDeclared, WorkerConfig, WorkerUrl,
+    file,
+    truth::kv_events,
     validate::{Checked, at_least, between},
 };
 use crate::routing::worker::WorkerId;
@@ -16,6 +18,7 @@ pub(super) fn workers(
     file: &file::File,
     health: &HealthConfig,
     index: &IndexConfig,
+    events: &KvEvents,
 ) -> Checked<Vec<WorkerConfig>> {
     let mut ids = HashSet::new();
     let mut urls: HashMap<SocketAddr, &str> = HashMap::new();
@@ -53,6 +56,7 @@ pub(super) fn workers(
                 &key("health_path"),
                 worker.health_path.as_deref().unwrap_or(&health.path),
             )?,
+            kv_events: kv_events(&key("kv_events"), worker.kv_events.as_ref(), events)?,
         });
     }
     Ok(workers)

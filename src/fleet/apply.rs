@@ -1,40 +1,43 @@
-//! Reports -> members. Nothing here trusts a reporter: repeats, gaps, unknown ids and foreign
+//! Cache events -> holdings. Nothing here trusts a reporter: repeats, gaps, unknown ids and foreign
 //! epochs are facts to be counted, never errors of ours.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
-
-use parking_lot::MutexGuard;
+use std::{num::NonZeroUsize, sync::atomic::Ordering::Relaxed, time::Instant};
 
 use super::{
     Fleet, Member,
-    reported::{Reported, Said, Sequence},
+    heartbeat::too_many_ranks,
+    reported::{Entered, RankReports, Sequence},
+    truth::{Domain, Source, SourceEvent},
 };
 use crate::{
-    config::{ModelsDeclared, WorkerConfig, worker_url},
     routing::{
-        WorkerId,
-        prefix::{Bounds, EngineBlockId, WorkerCache},
+        block::Root,
+        prefix::{EngineBlockId, StoredOutcome, Tier},
     },
     telemetry::events,
     wire::{
-        prompt::RootFields,
-        report::{Batch, Event, Heartbeat, Malformed, Stored},
+        event::{self, BlockId, Content, Event, Stored},
+        prompt::{RootFields, TOKEN_BLOCK_BYTES},
+        report::{Batch, Malformed},
     },
 };
 
 /// Blocks applied under one hold of a worker's index, so that requests wait for microseconds.
 const BLOCKS_A_HOLD: usize = 256;
 
+/// Bytes of an engine block that stands for itself by its own hash.
+pub(super) const BARE_BLOCK_BYTES: NonZeroUsize = NonZeroUsize::new(8).expect("not zero");
+
 /// What became of a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Applied {
     /// Whether it was a repeat and ignored.
     pub repeat: bool,
-    /// Whether batches are missing before it.
+    /// Whether batches are missing: the reporter should sync.
     pub resync: bool,
+    /// Whether batches are missing right before this one.
+    #[serde(skip)]
+    pub gap: bool,
     /// Engine blocks newly stored.
     pub stored: usize,
     /// Engine blocks that could not be placed: unknown parent, or the bound is reached.
@@ -47,7 +50,7 @@ pub struct Applied {
     pub skipped: usize,
 }
 
-/// Why a batch is not applied.
+/// Why a report is not applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
     /// No such worker.
@@ -60,222 +63,235 @@ pub enum ApplyError {
     Malformed(#[from] Malformed),
 }
 
-/// Why a heartbeat is not taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum HeartbeatError {
-    /// Unknown workers may not join.
-    #[error("worker_id: no worker `{0}` in the fleet, and `reports.join` is off")]
-    JoinOff(String),
-    /// Too many have joined.
-    #[error("worker_id: {0} workers have joined; `reports.joined_workers_max` allows no more")]
-    Full(usize),
-    /// A field is wrong.
-    #[error(transparent)]
-    Malformed(#[from] Malformed),
-}
-
 impl Fleet {
-    /// Applies a heartbeat; true when the worker joined by it.
-    ///
-    /// # Errors
-    /// `HeartbeatError`; nothing was changed.
-    pub fn heartbeat(&self, beat: &Heartbeat, now: Instant) -> Result<bool, HeartbeatError> {
-        if let Some(member) = self.member(&beat.worker_id)
-            && (member.lease_until.is_none() || *member.url().text == *url_text(beat))
-        {
-            self.refresh(&member, beat, now);
-            return Ok(false);
-        }
-        let member = self.admit(beat, now)?;
-        self.refresh(&member, beat, now);
-        Ok(true)
+    /// The worker a report is of.
+    pub(super) fn reporter(&self, id: &str) -> Result<std::sync::Arc<Member>, ApplyError> {
+        let unknown = || ApplyError::UnknownWorker(crate::wire::error_body::shorten(id));
+        self.member(id).ok_or_else(unknown)
     }
 
-    fn refresh(&self, member: &Member, beat: &Heartbeat, now: Instant) {
-        if let Some(until) = &member.lease_until {
-            *until.lock() = now + self.lease(beat);
-        }
-        let mut reported = member.reported.lock();
-        reported.at = Some(now);
-        reported.said = Said {
-            current_load: beat.current_load,
-            kv_blocks_total: beat.kv_blocks_total,
-            kv_blocks_used: beat.kv_blocks_used,
-            model: beat.model.clone(),
-        };
-        if let Some(epoch) = &beat.epoch {
-            enter_epoch(member, &mut reported, epoch);
-        }
-        let ours = member.counts.load().requests;
-        member.set_foreign(reported.foreign(beat.current_load, ours));
-        drop(reported);
-        if let Some(tokens) = capacity_tokens(beat) {
-            // Half as much again: too small a presumption costs far more than too large a one.
-            let blocks_max = self.config.index.blocks_of(tokens.saturating_add(tokens / 2));
-            let bytes_max = self.config.index.tree_bytes_max();
-            let engine_bytes_max = self.config.index.engine_bytes_max();
-            member.cache.lock().set_bounds(Bounds { blocks_max, bytes_max }, engine_bytes_max);
-        }
-    }
-
-    fn lease(&self, beat: &Heartbeat) -> Duration {
-        let default = self.config.reports.as_ref().map_or(Duration::from_secs(15), |r| r.lease);
-        beat.lease_s.map_or(default, |s| Duration::from_secs(s.clamp(1, 3600)))
-    }
-
-    fn admit(&self, beat: &Heartbeat, now: Instant) -> Result<Arc<Member>, HeartbeatError> {
-        let id = WorkerId::try_new(&beat.worker_id)
-            .map_err(|error| Malformed::new("worker_id", error.to_string()))?;
-        let Some(reports) = self.config.reports.as_ref().filter(|reports| reports.join) else {
-            return Err(HeartbeatError::JoinOff(beat.worker_id.clone()));
-        };
-        let url = worker_url("worker_url", &beat.worker_url)
-            .map_err(|error| Malformed::new("worker_url", error.problem))?;
-        if self.config.upstream_tls.verify && !url.can_be_verified() {
-            let problem = "a certificate cannot be checked against an address; name the host";
-            return Err(Malformed::new("worker_url", problem).into());
-        }
-        let _changing = self.membership.lock();
-        let members = self.members();
-        if let Some(other) = members.iter().find(|m| m.id() != &id && m.url().addr == url.addr) {
-            let problem = format!("is the address of worker `{}`", other.id());
-            return Err(Malformed::new("worker_url", problem).into());
-        }
-        // The same id from another address: the worker moved; its old self leaves.
-        let kept: Vec<_> = members.iter().filter(|m| m.id() != &id).cloned().collect();
-        let joined = kept.iter().filter(|member| member.lease_until.is_some()).count();
-        if joined >= reports.joined_workers_max {
-            return Err(HeartbeatError::Full(joined));
-        }
-        self.members.store(Arc::new(kept));
-        let worker = WorkerConfig {
-            id,
-            url,
-            models: match &beat.model {
-                Some(model) => ModelsDeclared::Listed(vec![model.clone()]),
-                None => ModelsDeclared::Learn,
-            },
-            weight: 1.0,
-            inflight_max: self.config.limits.inflight_max,
-            cache_tokens: self.config.index.cache_tokens,
-            health_path: self.config.health.path.clone(),
-        };
-        let lease = now + self.lease(beat);
-        let member = Arc::new(Member::new(worker, &self.config, Some(lease), now));
-        self.join(member.clone());
-        Ok(member)
-    }
-
-    /// Applies a batch of events.
+    /// Applies a batch of pushed events.
     ///
     /// # Errors
     /// `ApplyError`; the batch counts as not received.
     pub fn apply(&self, batch: &Batch, now: Instant) -> Result<Applied, ApplyError> {
-        let member = self.member(&batch.worker_id).ok_or_else(|| {
-            ApplyError::UnknownWorker(crate::wire::error_body::shorten(&batch.worker_id))
-        })?;
-        let model = Self::model_of(&member, batch)?;
+        let member = self.reporter(&batch.worker_id)?;
+        let model = named_model(&member, &batch.events)?;
         let mut reported = member.reported.lock();
-        enter_epoch(&member, &mut reported, &batch.epoch);
         reported.at = Some(now);
+        let rank = reported.rank(batch.rank).ok_or_else(|| too_many_ranks("rank"))?;
+        let source = Source::Pushed(batch.rank);
+        enter_epoch(&member, batch.rank, rank, &batch.epoch, now);
+        let first = rank.next_seq.is_none();
         let mut applied = Applied::default();
-        match reported.take_seq(batch.seq) {
-            Sequence::Repeat => return Ok(Applied { repeat: true, ..applied }),
+        match rank.take_seq(batch.seq) {
+            Sequence::Repeat => {
+                let resync = rank.missing || member.ask_resync.load(Relaxed);
+                return Ok(Applied { repeat: true, resync, ..applied });
+            }
+            Sequence::Next if first => {
+                member.hears(source, SourceEvent::Connected { complete: true }, now);
+            }
             Sequence::Next => {}
             Sequence::Gap { expected } => {
                 // What is in this batch is true all the same; what is missing only the reporter
                 // can say.
                 events::report_gap(member.id().as_str(), expected, batch.seq);
-                applied.resync = true;
+                member.metrics.gaps.inc();
+                applied.gap = true;
+                if first {
+                    member.hears(source, SourceEvent::Connected { complete: false }, now);
+                } else {
+                    member.hears(source, SourceEvent::Gap, now);
+                }
             }
         }
-        // `reported` stays locked: batches of one worker are applied one after the other.
-        for event in &batch.events {
-            self.apply_event(&member, &model, event, &mut applied);
+        if batch.events.iter().any(|event| matches!(event, Event::Stored(_))) {
+            member.set_pushes();
         }
-        drop(reported);
-        member.metrics.stores.inc_by(applied.stored as u64);
-        member.metrics.stores_rejected.inc_by(applied.rejected as u64);
-        member.metrics.evictions.inc_by(applied.removed as u64);
+        applied.resync = rank.missing || member.ask_resync.load(Relaxed);
+        // `reported` stays locked: batches of one worker are applied one after the other.
+        self.apply_events(&member, source, &model, &batch.events, &mut applied, now);
         Ok(applied)
     }
 
-    /// The model that stored events are filed under when they name none.
-    fn model_of(member: &Member, batch: &Batch) -> Result<String, Malformed> {
-        let said = member.reported.lock().said.model.clone();
-        if let Some(model) = said.or_else(|| member.first_model()) {
-            return Ok(model);
-        }
-        let unnamed = batch.events.iter().position(|event| {
-            matches!(event, Event::Stored(stored) if stored.parent.is_none() && stored.model.is_none())
-        });
-        match unnamed {
-            None => Ok(String::new()),
-            Some(at) => Err(Malformed {
-                field: format!("events[{at}].model"),
-                problem: "the worker's model is not known yet; name it here or in a heartbeat"
-                    .to_owned(),
-                unsupported: true,
-            }),
-        }
-    }
-
-    fn apply_event(&self, member: &Member, model: &str, event: &Event, applied: &mut Applied) {
-        match event {
-            Event::Unknown => applied.skipped += 1,
-            Event::Cleared => member.cache.lock().cleared(),
-            Event::Removed(ids) => {
-                for ids in ids.chunks(BLOCKS_A_HOLD) {
-                    let ids: Vec<_> = ids.iter().map(|id| EngineBlockId(id.0)).collect();
-                    let outcome = member.cache.lock().removed(&ids);
-                    applied.removed += outcome.known;
-                    applied.unknown += outcome.unknown;
+    /// Applies events of one source, in order.
+    pub(super) fn apply_events(
+        &self,
+        member: &Member,
+        source: Source,
+        model: &str,
+        events: &[Event],
+        applied: &mut Applied,
+        now: Instant,
+    ) {
+        let rank = source.rank();
+        for event in events {
+            match event {
+                Event::Unknown => applied.skipped += 1,
+                Event::Cleared => {
+                    member.holdings.lock().cleared(rank);
+                    member.hears(source, SourceEvent::Cleared, now);
+                }
+                Event::Removed { ids, tier } => {
+                    for ids in ids.chunks(BLOCKS_A_HOLD) {
+                        let ids: Vec<_> = ids.iter().copied().map(engine_id).collect();
+                        let outcome = member.holdings.lock().removed(rank, pure(*tier), &ids);
+                        applied.removed += outcome.known;
+                        applied.unknown += outcome.unknown;
+                    }
+                }
+                Event::Stored(stored) => {
+                    let outcome = self.apply_stored(member, source, model, stored);
+                    applied.stored += outcome.engine_blocks;
+                    applied.rejected += outcome.rejected_engine_blocks;
                 }
             }
-            Event::Stored(stored) => self.apply_stored(member, model, stored, applied),
         }
+        member.metrics.stores.inc_by(applied.stored as u64);
+        member.metrics.stores_rejected.inc_by(applied.rejected as u64);
+        member.metrics.evictions.inc_by(applied.removed as u64);
     }
 
-    fn apply_stored(&self, member: &Member, model: &str, stored: &Stored, applied: &mut Applied) {
+    /// Applies one stored event.
+    pub(super) fn apply_stored(
+        &self,
+        member: &Member,
+        source: Source,
+        model: &str,
+        stored: &Stored,
+    ) -> StoredOutcome {
+        let (rank, tier) = (source.rank(), pure(stored.tier));
+        let mut total = StoredOutcome::default();
+        let mut parent = stored.parent.map(engine_id);
+        let named = stored.model.as_deref().unwrap_or(model);
+        let bare = self.aligned.of(named).is_some_and(|model| model.block_hash.is_some());
+        if bare && stored.is_tokens() {
+            // The engine's hash names the prefix by itself; requests are hashed the same way.
+            let (root, block_bytes) = (self.bare_root(named), BARE_BLOCK_BYTES);
+            for ids in stored.ids.chunks(BLOCKS_A_HOLD) {
+                let bytes: Vec<_> = ids.iter().map(|id| id.0.to_le_bytes()).collect();
+                let blocks = ids.iter().zip(&bytes).map(|(id, bytes)| (engine_id(*id), &bytes[..]));
+                let outcome =
+                    member.holdings.lock().stored(rank, tier, root, parent, blocks, block_bytes);
+                add(&mut total, outcome);
+                parent = ids.last().copied().map(engine_id);
+            }
+            member.truth.lock().reports(Domain::Tokens, stored);
+            return total;
+        }
+        let Some(blocks) = stored.blocks() else {
+            for ids in stored.ids.chunks(BLOCKS_A_HOLD) {
+                let ids: Vec<_> = ids.iter().copied().map(engine_id).collect();
+                add(&mut total, member.holdings.lock().stored_known(rank, tier, &ids));
+            }
+            return total;
+        };
+        let (root, block_bytes, domain) = if stored.is_tokens() {
+            (self.token_root_of(named, stored), TOKEN_BLOCK_BYTES, Domain::Tokens)
+        } else {
+            (self.text_root_of(named, stored), self.hashing.block_bytes, Domain::Text)
+        };
+        let mut blocks = blocks.iter().map(|(id, bytes)| (engine_id(id), bytes)).peekable();
+        while blocks.peek().is_some() {
+            let part: Vec<_> = blocks.by_ref().take(BLOCKS_A_HOLD).collect();
+            let last = part.last().map(|(id, _)| *id);
+            let part = part.into_iter();
+            add(
+                &mut total,
+                member.holdings.lock().stored(rank, tier, root, parent, part, block_bytes),
+            );
+            parent = last;
+        }
+        member.truth.lock().reports(domain, stored);
+        total
+    }
+
+    fn text_root_of(&self, model: &str, stored: &Stored) -> Root {
         let fields = RootFields {
-            model: stored.model.as_deref().unwrap_or(model),
+            model,
             tenant: stored.tenant.as_deref().unwrap_or("").as_bytes(),
             cache_salt: stored.cache_salt.as_deref().unwrap_or(""),
             lora: stored.lora_name.as_deref().unwrap_or(""),
             tokens: false,
         };
-        let root = fields.root(&self.hashing.secret);
-        let block_bytes = self.hashing.block_bytes;
-        let mut parent = stored.parent.map(|id| EngineBlockId(id.0));
-        let mut blocks = stored.blocks().map(|(id, text)| (EngineBlockId(id), text)).peekable();
-        while blocks.peek().is_some() {
-            let part: Vec<_> = blocks.by_ref().take(BLOCKS_A_HOLD).collect();
-            let last = part.last().map(|(id, _)| *id);
-            let outcome = member.cache.lock().stored(root, parent, part.into_iter(), block_bytes);
-            applied.stored += outcome.engine_blocks;
-            applied.rejected += outcome.rejected_engine_blocks;
-            parent = last;
+        fields.root(&self.hashing.secret)
+    }
+
+    fn token_root_of(&self, model: &str, stored: &Stored) -> Root {
+        // Engines serve an adapter as a model of its own name.
+        let model = stored.lora_name.as_deref().unwrap_or(model);
+        self.hashing.token_root(
+            model,
+            stored.tenant.as_deref().unwrap_or("").as_bytes(),
+            stored.cache_salt.as_deref().unwrap_or(""),
+        )
+    }
+}
+
+/// The model that stored events are filed under when they name none.
+fn named_model(member: &Member, events: &[Event]) -> Result<String, Malformed> {
+    if let Some(model) = member.base_model() {
+        return Ok(model);
+    }
+    let unnamed = events.iter().position(|event| {
+        matches!(event, Event::Stored(stored) if stored.parent.is_none() && stored.model.is_none())
+    });
+    match unnamed {
+        None => Ok(String::new()),
+        Some(at) => Err(Malformed {
+            field: format!("events[{at}].model"),
+            problem: "the worker's model is not known yet; name it here or in a heartbeat"
+                .to_owned(),
+            unsupported: true,
+        }),
+    }
+}
+
+/// A rank's reports are of this life of its engine; what an earlier one held is forgotten.
+pub(super) fn enter_epoch(
+    member: &Member,
+    rank: u32,
+    reports: &mut RankReports,
+    epoch: &str,
+    now: Instant,
+) {
+    let source = Source::Pushed(rank);
+    match reports.enter_epoch(epoch) {
+        Entered::Restarted => {
+            member.ask_resync.store(false, Relaxed);
+            events::epoch_changed(member.id().as_str(), epoch);
+            member.hears(source, SourceEvent::Restarted { complete: true }, now);
         }
+        Entered::Same => member.hears_on(source, now),
+        Entered::First => {}
     }
 }
 
-fn enter_epoch(member: &Member, reported: &mut MutexGuard<'_, Reported>, epoch: &str) {
-    if reported.enter_epoch(epoch) {
-        let cache: &mut WorkerCache = &mut member.cache.lock();
-        let blocks = cache.stats().blocks;
-        cache.cleared();
-        events::epoch_changed(member.id().as_str(), epoch, blocks);
+pub(super) fn engine_id(id: BlockId) -> EngineBlockId {
+    EngineBlockId(id.0)
+}
+
+pub(super) fn pure(tier: event::Tier) -> Tier {
+    match tier {
+        event::Tier::Gpu => Tier::Gpu,
+        event::Tier::Cpu => Tier::Cpu,
+        event::Tier::Storage => Tier::Storage,
     }
 }
 
-fn url_text(beat: &Heartbeat) -> &str {
-    beat.worker_url.trim_end_matches('/')
+fn add(total: &mut StoredOutcome, part: StoredOutcome) {
+    total.engine_blocks += part.engine_blocks;
+    total.new_blocks += part.new_blocks;
+    total.trimmed_blocks += part.trimmed_blocks;
+    total.rejected_engine_blocks += part.rejected_engine_blocks;
+    total.rejected = total.rejected.or(part.rejected);
 }
 
-/// Tokens a KV block of vLLM holds unless the worker says otherwise.
-const KV_BLOCK_TOKENS: u64 = 16;
-
-fn capacity_tokens(beat: &Heartbeat) -> Option<u64> {
-    let block_tokens = beat.kv_block_tokens.unwrap_or(KV_BLOCK_TOKENS);
-    beat.kv_blocks_total.filter(|blocks| *blocks > 0).map(|b| b.saturating_mul(block_tokens.max(1)))
+/// Tokens an engine block of this event holds, where it says so.
+pub(super) fn block_tokens_of(stored: &Stored) -> Option<u32> {
+    match stored.content {
+        Content::Tokens { block_tokens, .. } => u32::try_from(block_tokens).ok(),
+        _ => None,
+    }
 }

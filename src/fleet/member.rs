@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Instant,
 };
@@ -12,12 +12,16 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 use parking_lot::Mutex;
 
-use super::{inflight::Counts, reported::Reported};
+use super::{
+    inflight::Counts,
+    reported::Reported,
+    truth::{Truth, holdings_params, unconfirmed_bounds},
+};
 use crate::{
     config::{Config, ModelsDeclared, WorkerConfig, WorkerUrl},
     routing::{
         Breaker, Load, PrefillRate, WorkerId,
-        prefix::{Bounds, WorkerCache},
+        prefix::{Holdings, PrefixIndex},
         rate::RATE_UNTIL_LEARNED,
     },
     telemetry::metrics::WorkerMetrics,
@@ -69,7 +73,8 @@ pub enum Health {
     Unhealthy = 2,
 }
 
-/// One worker. Locks are held for moments, never across an await, and never two at a time.
+/// One worker. Locks are held for moments, never across an await. Where two are held, `reported` was
+/// taken before `truth`, and either before `holdings`.
 #[derive(Debug)]
 pub struct Member {
     /// What the configuration (or its heartbeat) says of it.
@@ -83,7 +88,14 @@ pub struct Member {
     /// When a worker that joined by heartbeat leaves, unless renewed; `None` for a static one.
     pub lease_until: Option<Mutex<Instant>>,
     /// What we believe of its cache.
-    pub(super) cache: Mutex<WorkerCache>,
+    pub(super) holdings: Mutex<Holdings>,
+    /// What it got that its reports cannot confirm, though it reports: text prompts of a worker that
+    /// reports tokens, say. Kept apart, as presumptions in `holdings` expire unless confirmed.
+    pub(super) unconfirmed: Mutex<PrefixIndex>,
+    /// How far that is true.
+    pub(super) truth: Mutex<Truth>,
+    /// Whether its reporter is asked to sync although no batch is missing.
+    pub(super) ask_resync: AtomicBool,
     /// Its breaker.
     pub(super) breaker: Mutex<Breaker>,
     /// Its prefill speed.
@@ -95,6 +107,10 @@ pub struct Member {
     /// Requests at the worker that are not ours, by its heartbeats.
     foreign: AtomicU32,
     health: AtomicU8,
+    /// Times it came back to health.
+    flaps: AtomicU64,
+    /// Whether it pushes what it stores.
+    pushes: AtomicBool,
     models: ArcSwap<Models>,
 }
 
@@ -106,10 +122,7 @@ impl Member {
         lease: Option<Instant>,
         now: Instant,
     ) -> Self {
-        let bounds = Bounds {
-            blocks_max: config.index.blocks_of(worker.cache_tokens),
-            bytes_max: config.index.tree_bytes_max(),
-        };
+        let blocks_max = config.index.blocks_of(worker.cache_tokens);
         let models = match &worker.models {
             ModelsDeclared::Learn => Models::Unknown,
             ModelsDeclared::Any => Models::Any,
@@ -124,13 +137,21 @@ impl Member {
             config: worker,
             counts: Arc::default(),
             lease_until: lease.map(Mutex::new),
-            cache: Mutex::new(WorkerCache::new(bounds, config.index.engine_bytes_max())),
+            holdings: Mutex::new(Holdings::new(holdings_params(&config.index, blocks_max), now)),
+            unconfirmed: Mutex::new(PrefixIndex::new(unconfirmed_bounds(
+                &config.index,
+                blocks_max,
+            ))),
+            truth: Mutex::new(Truth::new(blocks_max)),
+            ask_resync: AtomicBool::new(false),
             breaker: Mutex::new(Breaker::new(config.breaker, now)),
             rate: Mutex::new(PrefillRate::new()),
             reported: Mutex::default(),
             comparable_rate: AtomicU64::new(RATE_UNTIL_LEARNED.to_bits()),
             foreign: AtomicU32::new(0),
             health: AtomicU8::new(Health::Unknown as u8),
+            flaps: AtomicU64::new(0),
+            pushes: AtomicBool::new(false),
             models: ArcSwap::from_pointee(models),
         }
     }
@@ -163,7 +184,25 @@ impl Member {
     pub fn set_health(&self, healthy: bool) -> bool {
         let health = if healthy { Health::Healthy } else { Health::Unhealthy };
         self.metrics.healthy.set(i64::from(healthy));
-        self.health.swap(health as u8, Relaxed) != health as u8
+        let changed = self.health.swap(health as u8, Relaxed) != health as u8;
+        if changed && healthy {
+            self.flaps.fetch_add(1, Relaxed);
+        }
+        changed
+    }
+
+    /// How often it came to health.
+    pub fn flaps(&self) -> u64 {
+        self.flaps.load(Relaxed)
+    }
+
+    /// Whether it pushes what it stores, so that what it publishes is not needed.
+    pub fn pushes(&self) -> bool {
+        self.pushes.load(Relaxed)
+    }
+
+    pub(super) fn set_pushes(&self) {
+        self.pushes.store(true, Relaxed);
     }
 
     /// Its models.
@@ -197,11 +236,21 @@ impl Member {
         !same
     }
 
-    /// The one model it serves, if it is known to serve exactly one (adapters come after their
-    /// base model, so the first is the base).
+    /// The first model it serves, if they are known: adapters come after their base model.
     pub fn first_model(&self) -> Option<String> {
         match &**self.models.load() {
             Models::Known(known) => known.first().map(|model| model.id.clone()),
+            _ => None,
+        }
+    }
+
+    /// The model `model` is an adapter of, as far as this worker said.
+    pub fn parent_of(&self, model: &str) -> Option<String> {
+        match &**self.models.load() {
+            Models::Known(known) => {
+                let entry = known.iter().find(|known| known.id == model)?.entry.as_ref()?;
+                entry.parent.clone()
+            }
             _ => None,
         }
     }

@@ -3,12 +3,18 @@
 //! The member list is swapped whole; a request keeps the `Arc` of its worker, so a worker that
 //! leaves goes when its last request does.
 
+mod aligned;
 mod apply;
+mod feedback;
+mod heartbeat;
 pub mod inflight;
 pub mod member;
 mod pick;
+mod published;
 pub mod reported;
 mod status;
+mod sync;
+mod truth;
 
 use std::{
     collections::HashMap,
@@ -20,10 +26,15 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-pub use apply::{Applied, ApplyError, HeartbeatError};
+pub use aligned::{AlignedEntry, AlignedModels};
+pub use apply::{Applied, ApplyError};
+pub use feedback::{Prediction, Verdict};
+pub use heartbeat::{Beaten, HeartbeatError};
 pub use member::{Health, Member, Models};
 pub use pick::{PickError, Picked, PromptAsk};
 pub use status::WorkerStatus;
+pub use sync::Synced;
+pub use truth::Domain;
 
 use crate::{
     config::Config,
@@ -31,6 +42,7 @@ use crate::{
         FleetRate, Outcome, WorkerId,
         block::Secret,
         breaker::{BreakerState, may_eject},
+        trust::WorkerEvent,
     },
     telemetry::{events, metrics},
     wire::prompt::Hashing,
@@ -44,6 +56,7 @@ const FOREIGN_FOR: Duration = Duration::from_secs(5);
 pub struct Fleet {
     config: Arc<Config>,
     hashing: Hashing,
+    aligned: AlignedModels,
     members: ArcSwap<Vec<Arc<Member>>>,
     /// Serializes changes of `members`; readers never take it.
     membership: Mutex<()>,
@@ -54,20 +67,43 @@ pub struct Fleet {
 
 impl Fleet {
     /// The static fleet of `config`; `secret` keys all block hashes.
-    pub fn new(config: Arc<Config>, secret: Secret, now: Instant) -> Self {
+    pub fn new(config: Arc<Config>, aligned: AlignedModels, secret: Secret, now: Instant) -> Self {
         let member = |worker: &crate::config::WorkerConfig| {
             Arc::new(Member::new(worker.clone(), &config, None, now))
         };
         let members: Vec<_> = config.workers.iter().map(member).collect();
         metrics::WORKERS.set(members.len() as i64);
         Self {
-            hashing: Hashing { secret, block_bytes: config.index.block_bytes },
+            hashing: Hashing {
+                secret,
+                block_bytes: config.index.block_bytes,
+                aliases: aligned.aliases(),
+            },
+            aligned,
             members: ArcSwap::from_pointee(members),
             membership: Mutex::new(()),
             turn: AtomicU64::new(0),
             verdict: watch::Sender::new(false),
             config,
         }
+    }
+
+    /// Models in aligned mode.
+    pub fn aligned(&self) -> &AlignedModels {
+        &self.aligned
+    }
+
+    /// The aligned model that prompts for `model` are tokenized with: its own, or that of the model
+    /// it is an adapter of.
+    pub fn aligned_for(&self, model: &str) -> Option<Arc<AlignedEntry>> {
+        if self.aligned.is_empty() {
+            return None;
+        }
+        self.aligned.of(model).or_else(|| {
+            let members = self.members.load();
+            let parent = members.iter().find_map(|member| member.parent_of(model))?;
+            self.aligned.of(&parent)
+        })
     }
 
     /// How prompts are hashed.
@@ -102,9 +138,13 @@ impl Fleet {
     }
 
     /// Takes in the verdict of a health check.
-    pub fn record_health(&self, member: &Member, healthy: bool, why: &str) {
+    pub fn record_health(&self, member: &Member, healthy: bool, why: &str, refused: bool) {
         if member.set_health(healthy) {
             events::health_changed(member.id().as_str(), healthy, why);
+            let now = crate::clock::now();
+            let event =
+                if healthy { WorkerEvent::HealthBack } else { WorkerEvent::HealthLost { refused } };
+            member.undergoes(event, now);
         }
         self.verdict.send_if_modified(|known| !std::mem::replace(known, true));
     }
@@ -149,6 +189,7 @@ impl Fleet {
             member.set_comparable_rate(fleet_rate.of(rate));
         }
         for member in members.iter() {
+            member.ages(now);
             let at = member.reported.lock().at;
             if at.is_none_or(|at| now.saturating_duration_since(at) > FOREIGN_FOR) {
                 member.set_foreign(0);

@@ -7,11 +7,13 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::{Fleet, Health, Member, inflight::InflightGuard, is_tried};
+use super::{
+    Fleet, Health, Member, feedback::Prediction, inflight::InflightGuard, is_tried, truth::Domain,
+};
 use crate::{
     routing::{
         self, Admission, Ask, Candidate, Policy, PolicyParams, PromptKind, Reason, Shed, WorkerId,
-        block::BlockHash,
+        block::BlockHash, capacity::Sent, prefix::Matched,
     },
     telemetry::{events, metrics},
 };
@@ -25,6 +27,16 @@ pub struct PromptAsk<'a> {
     pub policy: &'a (Policy, PolicyParams),
     /// Blocks of each prompt; empty without any.
     pub prompts: &'a [Vec<BlockHash>],
+    /// What the blocks are named by.
+    pub domain: Domain,
+    /// Whether the prompt is some tenant's own.
+    pub tenant: bool,
+    /// Canonical bytes of all prompts.
+    pub bytes: u64,
+    /// Prompt tokens, where they are known.
+    pub exact_tokens: Option<u64>,
+    /// Tokens a block, where they are.
+    pub block_tokens: usize,
     /// Whether there is a prompt, and whether it could be read.
     pub kind: PromptKind,
     /// Estimated prompt tokens.
@@ -50,6 +62,10 @@ pub struct Picked {
     pub matched_blocks: usize,
     /// Blocks the prompt has.
     pub total_blocks: usize,
+    /// What was believed of its cache.
+    pub prediction: Prediction,
+    /// What the answer will tell of its capacity.
+    pub sent: Option<Sent>,
     /// Prefill tokens before the first token: those queued there before, and this prompt's own.
     pub tokens_ahead: u64,
     /// Keeps the count.
@@ -83,7 +99,7 @@ impl Fleet {
             return Err(PickError::UnknownModel);
         }
         let question = self.question(ask);
-        let mut candidates = candidates(&members, ask, now);
+        let mut candidates = candidates(&members, ask, self.config.index.credits, now);
         let picked = loop {
             let decision = routing::pick(
                 ask.policy.0,
@@ -125,10 +141,10 @@ impl Fleet {
 
     /// Takes back what a pick put into the worker's index: the request never got there.
     pub fn take_back(picked: &Picked, prompts: &[Vec<BlockHash>]) {
-        let mut cache = picked.member.cache.lock();
         for prompt in prompts {
-            let keep = picked.matched_blocks.min(prompt.len());
-            cache.retract(prompt, keep);
+            let keep = picked.prediction.blocks.min(prompt.len());
+            picked.member.holdings.lock().retract(prompt, keep);
+            picked.member.unconfirmed.lock().retract(prompt, keep);
         }
     }
 }
@@ -140,6 +156,7 @@ fn blocks_of(prompts: &[Vec<BlockHash>]) -> u32 {
 fn candidates(
     members: &[Arc<Member>],
     ask: &PromptAsk<'_>,
+    credits: [f64; 2],
     now: Instant,
 ) -> SmallVec<[Candidate; 32]> {
     let mut candidates = SmallVec::new();
@@ -154,8 +171,9 @@ fn candidates(
         let matched = if ask.prompts.is_empty() {
             0
         } else {
-            let cache = member.cache.lock();
-            ask.prompts.iter().map(|prompt| cache.matched_blocks(prompt)).sum()
+            let confirms = member.truth.lock().confirms(ask.domain, ask.tenant);
+            let matched = |prompt: &Vec<_>| worth(&member.matched(prompt, confirms), credits);
+            ask.prompts.iter().map(matched).sum()
         };
         candidates.push(Candidate {
             slot,
@@ -168,6 +186,11 @@ fn candidates(
         });
     }
     candidates
+}
+
+/// Leading blocks, those in slower tiers counted at their worth.
+fn worth(matched: &Matched, [cpu, storage]: [f64; 2]) -> usize {
+    matched.gpu + (matched.cpu as f64 * cpu + matched.storage as f64 * storage) as usize
 }
 
 /// Whether the pick stands: `Some(is_probe)`, or `None` when the one probe is already under way.
@@ -191,11 +214,39 @@ fn mark(
     let matched = decision.matched_blocks.min(total_blocks);
     let share = f64::from(matched) / f64::from(total_blocks.max(1));
     let uncached = (ask.tokens as f64 * (1.0 - share)).round() as u64;
+    let mut sent = None;
+    let mut prediction = Prediction {
+        total_blocks: total_blocks as usize,
+        bytes: ask.bytes,
+        tokens: ask.exact_tokens,
+        tokens_a_block: ask.block_tokens,
+        prompts: ask.prompts.len(),
+        domain: Some(ask.domain),
+        ..Prediction::default()
+    };
     if !ask.prompts.is_empty() {
+        let confirms = {
+            let mut truth = member.truth.lock();
+            prediction.engine_block_tokens = truth.block_tokens;
+            if let [prompt] = ask.prompts {
+                sent = truth.sent(prompt);
+            }
+            truth.confirms(ask.domain, ask.tenant)
+        };
+        let matched: SmallVec<[Matched; 1]> =
+            ask.prompts.iter().map(|prompt| member.matched(prompt, confirms)).collect();
+        (prediction.blocks, prediction.confirmed) = Prediction::sum(&matched);
         // At once, so that a burst with one prefix stays together.
-        let mut cache = member.cache.lock();
-        for prompt in ask.prompts {
-            cache.insert(prompt);
+        if confirms {
+            let mut holdings = member.holdings.lock();
+            for prompt in ask.prompts {
+                holdings.presume(prompt, now);
+            }
+        } else {
+            let mut unconfirmed = member.unconfirmed.lock();
+            for prompt in ask.prompts {
+                unconfirmed.insert(prompt);
+            }
         }
     }
     member.metrics.matched_blocks.inc_by(u64::from(matched));
@@ -206,6 +257,8 @@ fn mark(
         reason: decision.reason,
         matched_blocks: matched as usize,
         total_blocks: total_blocks as usize,
+        prediction,
+        sent,
         tokens_ahead,
         guard,
         probe,

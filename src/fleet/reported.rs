@@ -1,24 +1,38 @@
 //! What a worker has said of itself: where its reports stand, and its load.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use serde::Serialize;
 
-/// State of one worker's reports.
+/// Data-parallel ranks of one worker that are told apart.
+pub const RANKS_MAX: usize = 64;
+
+/// State of one worker's pushed reports.
 #[derive(Debug, Default, Clone)]
 pub struct Reported {
+    /// By data-parallel rank; at most `RANKS_MAX`.
+    pub ranks: BTreeMap<u32, RankReports>,
+    /// Last heartbeat or batch.
+    pub at: Option<Instant>,
+    /// Requests the worker had beyond ours, at its last two heartbeats.
+    pub excess: [u32; 2],
+}
+
+/// State of one rank's reports.
+#[derive(Debug, Default, Clone)]
+pub struct RankReports {
     /// Life of the engine process, as last seen.
     pub epoch: Option<String>,
     /// Number of the next batch; `None` before the first of the epoch.
     pub next_seq: Option<u64>,
-    /// Last heartbeat or batch.
-    pub at: Option<Instant>,
     /// Gaps seen in this epoch.
     pub gaps: u64,
+    /// Whether batches are missing that no sync has made good.
+    pub missing: bool,
+    /// Next part of a snapshot under way.
+    pub snapshot_part: Option<u64>,
     /// The last heartbeat's figures.
     pub said: Said,
-    /// Requests the worker had beyond ours, at its last two heartbeats.
-    pub excess: [u32; 2],
 }
 
 /// Figures of a heartbeat.
@@ -30,6 +44,8 @@ pub struct Said {
     pub kv_blocks_total: Option<u64>,
     /// KV cache in use, blocks.
     pub kv_blocks_used: Option<u64>,
+    /// Tokens a KV block.
+    pub kv_block_tokens: Option<u64>,
     /// The model it named.
     pub model: Option<String>,
 }
@@ -48,23 +64,65 @@ pub enum Sequence {
     },
 }
 
+/// What an epoch says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entered {
+    /// The one we know.
+    Same,
+    /// The first we see of this rank.
+    First,
+    /// A new life of a rank we knew.
+    Restarted,
+}
+
 impl Reported {
     /// Requests in the worker's hands that are not ours. The smaller of two heartbeats': a request
     /// that ends between the worker's count and ours is no stranger's.
-    pub fn foreign(&mut self, current_load: u32, ours: u32) -> u32 {
-        self.excess = [self.excess[1], current_load.saturating_sub(ours)];
+    pub fn foreign(&mut self, ours: u32) -> u32 {
+        let load = self.ranks.values().map(|rank| rank.said.current_load);
+        let load = load.fold(0, u32::saturating_add);
+        self.excess = [self.excess[1], load.saturating_sub(ours)];
         self.excess[0].min(self.excess[1])
     }
 
-    /// Enters `epoch`; true when it is a new life of a worker we knew.
-    pub fn enter_epoch(&mut self, epoch: &str) -> bool {
+    /// One rank's state, if there is room for one more.
+    pub fn rank(&mut self, rank: u32) -> Option<&mut RankReports> {
+        if self.ranks.len() >= RANKS_MAX && !self.ranks.contains_key(&rank) {
+            return None;
+        }
+        Some(self.ranks.entry(rank).or_default())
+    }
+
+    /// The model its heartbeats name.
+    pub fn model(&self) -> Option<&String> {
+        self.ranks.values().find_map(|rank| rank.said.model.as_ref())
+    }
+
+    /// Tokens its KV caches hold, as far as it said.
+    pub fn capacity_tokens(&self) -> Option<u64> {
+        let tokens = |said: &Said| {
+            let blocks = said.kv_blocks_total.filter(|blocks| *blocks > 0)?;
+            Some(blocks.saturating_mul(said.kv_block_tokens.unwrap_or(KV_BLOCK_TOKENS).max(1)))
+        };
+        self.ranks.values().filter_map(|rank| tokens(&rank.said)).reduce(u64::saturating_add)
+    }
+}
+
+/// Tokens a KV block of vLLM holds unless the worker says otherwise.
+const KV_BLOCK_TOKENS: u64 = 16;
+
+impl RankReports {
+    /// Enters `epoch`.
+    pub fn enter_epoch(&mut self, epoch: &str) -> Entered {
         if self.epoch.as_deref() == Some(epoch) {
-            return false;
+            return Entered::Same;
         }
         let restarted = self.epoch.replace(epoch.to_owned()).is_some();
         self.next_seq = None;
         self.gaps = 0;
-        restarted
+        self.missing = false;
+        self.snapshot_part = None;
+        if restarted { Entered::Restarted } else { Entered::First }
     }
 
     /// Takes the number of a batch of the present epoch. The first batch we ever see must be
@@ -80,8 +138,22 @@ impl Reported {
         self.next_seq = Some(seq.saturating_add(1));
         if matches!(verdict, Sequence::Gap { .. }) {
             self.gaps += 1;
+            self.missing = true;
         }
         verdict
+    }
+
+    /// Whether a reporter that has sent batches up to `sent` has to sync.
+    pub fn wants_sync(&self, sent: Option<u64>) -> bool {
+        let behind = sent.is_some_and(|sent| self.next_seq != Some(sent.saturating_add(1)));
+        self.missing || behind
+    }
+
+    /// What is believed equals the state after batch `seq` (none: before the first).
+    pub fn synced(&mut self, seq: Option<u64>) {
+        self.next_seq = Some(seq.map_or(0, |seq| seq.saturating_add(1)));
+        self.missing = false;
+        self.snapshot_part = None;
     }
 }
 
@@ -91,33 +163,62 @@ mod tests {
 
     #[test]
     fn numbers_tell_repeats_and_gaps() {
-        let mut reported = Reported::default();
-        assert!(!reported.enter_epoch("a"));
-        assert_eq!(reported.take_seq(1), Sequence::Next);
-        assert_eq!(reported.take_seq(1), Sequence::Repeat);
-        assert_eq!(reported.take_seq(2), Sequence::Next);
-        assert_eq!(reported.take_seq(5), Sequence::Gap { expected: 3 });
-        assert_eq!(reported.take_seq(4), Sequence::Repeat);
-        assert_eq!(reported.take_seq(6), Sequence::Next);
-        assert!(!reported.enter_epoch("a"));
-        assert!(reported.enter_epoch("b"));
-        assert_eq!(reported.take_seq(0), Sequence::Next);
-        assert_eq!(reported.take_seq(1), Sequence::Next);
+        let mut rank = RankReports::default();
+        assert_eq!(rank.enter_epoch("a"), Entered::First);
+        assert_eq!(rank.take_seq(1), Sequence::Next);
+        assert_eq!(rank.take_seq(1), Sequence::Repeat);
+        assert_eq!(rank.take_seq(2), Sequence::Next);
+        assert!(!rank.wants_sync(Some(2)) && rank.wants_sync(Some(3)));
+        assert_eq!(rank.take_seq(5), Sequence::Gap { expected: 3 });
+        assert!(rank.wants_sync(Some(5)));
+        assert_eq!(rank.take_seq(4), Sequence::Repeat);
+        assert_eq!(rank.take_seq(6), Sequence::Next);
+        assert_eq!(rank.enter_epoch("a"), Entered::Same);
+        assert_eq!(rank.enter_epoch("b"), Entered::Restarted);
+        assert!(!rank.wants_sync(None));
+        assert_eq!(rank.take_seq(0), Sequence::Next);
+        assert_eq!(rank.take_seq(1), Sequence::Next);
+    }
+
+    #[test]
+    fn a_sync_makes_good_what_was_missing() {
+        let mut rank = RankReports::default();
+        rank.enter_epoch("a");
+        assert_eq!(rank.take_seq(9), Sequence::Gap { expected: 1 });
+        rank.synced(Some(11));
+        assert!(!rank.wants_sync(Some(11)));
+        assert_eq!(rank.take_seq(12), Sequence::Next);
+        rank.synced(None);
+        assert_eq!(rank.take_seq(0), Sequence::Next);
     }
 
     #[test]
     fn only_lasting_excess_is_foreign() {
         let mut reported = Reported::default();
-        assert_eq!(reported.foreign(5, 2), 0);
-        assert_eq!(reported.foreign(4, 2), 2);
-        assert_eq!(reported.foreign(1, 2), 0);
+        let mut say = |load: &[u32], ours| {
+            for (rank, load) in load.iter().enumerate() {
+                let rank = reported.rank(rank as u32).expect("room");
+                rank.said.current_load = *load;
+            }
+            reported.foreign(ours)
+        };
+        assert_eq!(say(&[5], 2), 0);
+        assert_eq!(say(&[3, 1], 2), 2);
+        assert_eq!(say(&[0, 1], 2), 0);
     }
 
     #[test]
     fn joining_in_the_middle_is_a_gap() {
+        let mut rank = RankReports::default();
+        rank.enter_epoch("a");
+        assert_eq!(rank.take_seq(57), Sequence::Gap { expected: 1 });
+        assert_eq!(rank.take_seq(u64::MAX), Sequence::Gap { expected: 58 });
+    }
+
+    #[test]
+    fn ranks_are_bounded() {
         let mut reported = Reported::default();
-        reported.enter_epoch("a");
-        assert_eq!(reported.take_seq(57), Sequence::Gap { expected: 1 });
-        assert_eq!(reported.take_seq(u64::MAX), Sequence::Gap { expected: 58 });
+        assert!((0..RANKS_MAX as u32).all(|rank| reported.rank(rank).is_some()));
+        assert!(reported.rank(1000).is_none() && reported.rank(3).is_some());
     }
 }

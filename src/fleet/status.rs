@@ -4,7 +4,10 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::{Fleet, Health, Models, reported::Said};
+use super::{
+    Fleet, Health, Models,
+    reported::{RankReports, Reported, Said},
+};
 use crate::telemetry::{events, metrics};
 
 /// One worker, for `/workers`.
@@ -25,7 +28,9 @@ pub struct WorkerStatus {
     pub queued_tokens: u64,
     pub decodes: u32,
     pub prefill_tokens_per_s: f64,
+    pub trust: &'static str,
     pub index: IndexStatus,
+    pub predictions: PredictionStatus,
     pub reports: ReportStatus,
 }
 
@@ -33,20 +38,62 @@ pub struct WorkerStatus {
 #[derive(Debug, Serialize)]
 pub struct IndexStatus {
     pub blocks: usize,
+    pub confirmed_blocks: [usize; 3],
+    pub presumed_blocks: usize,
+    pub budget_blocks: usize,
     pub bytes: usize,
     pub inserted_total: u64,
     pub trimmed_total: u64,
     pub removed_total: u64,
 }
 
-/// A worker's reports.
+/// What answers said of what we predicted.
+#[derive(Debug, Serialize)]
+pub struct PredictionStatus {
+    pub predicted_tokens: u64,
+    pub actual_tokens: u64,
+    pub stale_tokens: u64,
+    pub missed_tokens: u64,
+}
+
+/// A worker's pushed reports; those of its first data-parallel rank, and of the others.
 #[derive(Debug, Serialize)]
 pub struct ReportStatus {
+    pub age_s: Option<f64>,
+    #[serde(flatten)]
+    pub rank: RankStatus,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub further_ranks: Vec<RankStatus>,
+}
+
+/// One rank's reports.
+#[derive(Debug, Default, Serialize)]
+pub struct RankStatus {
+    pub rank: u32,
     pub epoch: Option<String>,
     pub next_seq: Option<u64>,
     pub gaps: u64,
-    pub age_s: Option<f64>,
+    pub missing: bool,
     pub said: Said,
+}
+
+impl ReportStatus {
+    fn of(reported: &Reported, now: Instant) -> Self {
+        let rank = |(rank, reports): (&u32, &RankReports)| RankStatus {
+            rank: *rank,
+            epoch: reports.epoch.clone(),
+            next_seq: reports.next_seq,
+            gaps: reports.gaps,
+            missing: reports.missing,
+            said: reports.said.clone(),
+        };
+        let mut ranks = reported.ranks.iter().map(rank);
+        Self {
+            age_s: reported.at.map(|at| now.saturating_duration_since(at).as_secs_f64()),
+            rank: ranks.next().unwrap_or_default(),
+            further_ranks: ranks.collect(),
+        }
+    }
 }
 
 impl Fleet {
@@ -67,6 +114,14 @@ impl Fleet {
                 let counter = vec.with_label_values(label);
                 counter.inc_by(total.saturating_sub(counter.get()));
             }
+            let confirmed = status.index.confirmed_blocks;
+            let held = [confirmed[0], confirmed[1], confirmed[2], status.index.presumed_blocks];
+            for (kind, blocks) in metrics::HOLDING_KINDS.iter().zip(held) {
+                let label = &[status.id.as_str(), *kind];
+                metrics::HOLDINGS_BLOCKS.with_label_values(label).set(blocks as i64);
+            }
+            let budget = status.index.budget_blocks as i64;
+            metrics::CACHE_BUDGET_BLOCKS.with_label_values(label).set(budget);
             let age = status.reports.age_s.map_or(-1, |age| age as i64);
             metrics::REPORT_AGE_SECONDS.with_label_values(label).set(age);
             let breaker = match status.breaker {
@@ -83,8 +138,13 @@ fn status(member: &super::Member, now: Instant) -> WorkerStatus {
     let load = member.counts.load();
     let breaker = events::state_name(member.breaker.lock().state(now));
     let health = member.health();
-    let index = member.cache.lock().stats();
-    let reported = member.reported.lock().clone();
+    let (trust, budget_blocks) = {
+        let truth = member.truth.lock();
+        (truth.state().as_str(), truth.budget())
+    };
+    let index = member.holdings.lock().stats();
+    let apart = member.unconfirmed.lock().stats();
+    let reports = ReportStatus::of(&member.reported.lock(), now);
     let models = member.models();
     WorkerStatus {
         id: member.id().to_string(),
@@ -109,19 +169,23 @@ fn status(member: &super::Member, now: Instant) -> WorkerStatus {
         queued_tokens: load.queued_tokens,
         decodes: load.decodes,
         prefill_tokens_per_s: member.comparable_rate(),
+        trust,
         index: IndexStatus {
-            blocks: index.blocks,
-            bytes: index.bytes,
-            inserted_total: index.inserted_total,
-            trimmed_total: index.trimmed_total,
-            removed_total: index.removed_total,
+            blocks: index.blocks() + apart.blocks,
+            confirmed_blocks: index.tiers.map(|tier| tier.blocks),
+            presumed_blocks: index.presumed_blocks + apart.blocks,
+            budget_blocks,
+            bytes: index.bytes() + apart.bytes,
+            inserted_total: index.inserted_total + apart.inserted_total,
+            trimmed_total: index.trimmed_total + apart.trimmed_total,
+            removed_total: index.removed_total + apart.removed_total,
         },
-        reports: ReportStatus {
-            epoch: reported.epoch,
-            next_seq: reported.next_seq,
-            gaps: reported.gaps,
-            age_s: reported.at.map(|at| now.saturating_duration_since(at).as_secs_f64()),
-            said: reported.said,
+        predictions: PredictionStatus {
+            predicted_tokens: member.metrics.predicted_tokens.get(),
+            actual_tokens: member.metrics.actual_tokens.get(),
+            stale_tokens: member.metrics.stale_tokens.get(),
+            missed_tokens: member.metrics.missed_tokens.get(),
         },
+        reports,
     }
 }

@@ -12,9 +12,12 @@ use super::body::{Held, Replay};
 use crate::{
     config::BYTES_PER_TOKEN,
     drain::OpenRequest,
-    fleet::{Fleet, Member, Picked},
+    fleet::{Domain, Fleet, Member, Picked, Verdict},
     routing::{Outcome, Policy, PolicyParams, PromptKind, Reason, WorkerId},
-    wire::{endpoint::Endpoint, error_body::OwnError, prompt::Facts, sse::FirstContent},
+    wire::{
+        endpoint::Endpoint, error_body::OwnError, include_usage::Strip, prompt::Facts,
+        sse::FirstContent, usage::UsageWatch,
+    },
 };
 
 /// Context of one request.
@@ -34,6 +37,10 @@ pub struct RequestContext {
     pub kind: PromptKind,
     /// Session, hashed.
     pub session: Option<u64>,
+    /// Whether it is some tenant's.
+    pub tenant: bool,
+    /// How what we predicted did.
+    pub verdict: Option<Verdict>,
     /// The body, until it cannot be needed any more.
     pub held: Option<Held>,
     /// Its size.
@@ -88,6 +95,10 @@ pub struct StreamWatch {
     pub last_chunk: Option<Instant>,
     /// Body bytes sent.
     pub bytes_out: u64,
+    /// Finds what the answer says of the cache; none where nobody asks.
+    pub usage: Option<UsageWatch>,
+    /// Takes out the usage that only we asked for.
+    pub strip: Option<Strip>,
 }
 
 impl RequestContext {
@@ -101,6 +112,8 @@ impl RequestContext {
             facts: Facts::default(),
             kind: PromptKind::NoPrompt,
             session: None,
+            tenant: false,
+            verdict: None,
             held: None,
             body_bytes: 0,
             replay: Replay::default(),
@@ -118,8 +131,16 @@ impl RequestContext {
         }
     }
 
-    /// Estimated prompt tokens.
+    /// What the prompt's blocks are named by.
+    pub fn domain(&self) -> Domain {
+        if self.facts.tokens.is_some() { Domain::Tokens } else { Domain::Text }
+    }
+
+    /// Prompt tokens, estimated where they are not known.
     pub fn tokens(&self) -> u64 {
+        if let Some(tokens) = self.facts.tokens {
+            return tokens;
+        }
         let bytes = match self.kind {
             PromptKind::Prompt => self.facts.prompt_bytes,
             PromptKind::NoPrompt | PromptKind::Unreadable => self.body_bytes as u64,

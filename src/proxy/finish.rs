@@ -10,9 +10,9 @@ use super::{context::RequestContext, respond};
 use crate::{
     clock,
     fleet::Fleet,
-    routing::Outcome,
+    routing::{Outcome, PromptKind},
     telemetry::{access_log, events},
-    wire::error_body::OwnError,
+    wire::{error_body::OwnError, usage::UsageWatch},
 };
 
 /// Time for an HTTP/2 connection to send what is queued, before a stream is reset.
@@ -34,7 +34,15 @@ pub(super) fn on_response_header(
         // A stream's header comes before any prefill: there the first content is the sign.
         ctx.answering();
     }
-    match outcome_of(response) {
+    let outcome = outcome_of(response);
+    let plain = !response.headers.contains_key(header::CONTENT_ENCODING);
+    if outcome == Outcome::Success && ctx.kind == PromptKind::Prompt && plain {
+        ctx.stream.usage = Some(UsageWatch::new(ctx.stream.is_sse));
+    }
+    if !ctx.stream.is_sse || !plain {
+        ctx.stream.strip = None;
+    }
+    match outcome {
         Outcome::Success if ctx.stream.is_sse => {}
         Outcome::Success => ctx.goes_well(fleet, clock::now()),
         outcome => ctx.record_outcome(fleet, outcome, clock::now()),
@@ -54,12 +62,30 @@ fn outcome_of(response: &ResponseHeader) -> Outcome {
 /// A piece of the answer goes by.
 pub(super) fn on_response_chunk(
     fleet: &Fleet,
-    chunk: Option<&Bytes>,
+    passing: &mut Option<Bytes>,
     end: bool,
     ctx: &mut RequestContext,
 ) {
-    let len = chunk.map_or(0, Bytes::len);
-    ctx.stream.bytes_out += len as u64;
+    let whole = passing.clone();
+    let chunk = whole.as_ref();
+    if let (Some(usage), Some(chunk)) = (&mut ctx.stream.usage, chunk) {
+        usage.feed(chunk);
+    }
+    if let Some(strip) = &mut ctx.stream.strip {
+        let mut left = chunk.map(|chunk| strip.feed(chunk)).unwrap_or_default();
+        if end {
+            let rest = strip.finish();
+            if !rest.is_empty() {
+                left = [left, rest].concat().into();
+            }
+        }
+        // An empty piece would look like the end of a chunked body.
+        *passing = (!left.is_empty()).then_some(left);
+    }
+    ctx.stream.bytes_out += passing.as_ref().map_or(0, Bytes::len) as u64;
+    if end {
+        take_feedback(fleet, ctx);
+    }
     if !ctx.stream.is_sse {
         if end {
             ctx.record_outcome(fleet, Outcome::Success, clock::now());
@@ -90,6 +116,14 @@ pub(super) fn on_response_chunk(
     if end {
         ctx.record_outcome(fleet, Outcome::Success, now);
     }
+}
+
+/// What the answer says of the cache, now that it has ended.
+fn take_feedback(fleet: &Fleet, ctx: &mut RequestContext) {
+    let (Some(watch), Some(attempt)) = (ctx.stream.usage.take(), &ctx.attempt) else { return };
+    let usage = watch.finish();
+    let prompts = std::mem::take(&mut ctx.facts.prompts);
+    ctx.verdict = fleet.feedback(&attempt.picked, &prompts, usage.as_ref(), clock::now());
 }
 
 /// The request failed: answers, unless the client is gone. Gives the status for the log.
@@ -172,6 +206,8 @@ pub(super) fn on_end(session: &Session, error: Option<&Error>, ctx: &mut Request
             reason: ctx.reason.map_or("none", crate::routing::Reason::as_str),
             matched: ctx.matched.0,
             blocks: ctx.matched.1,
+            predicted_tokens: ctx.verdict.map(|verdict| verdict.predicted),
+            cached_tokens: ctx.verdict.map(|verdict| verdict.actual),
             tries: ctx.tries,
             bytes_in: ctx.body_bytes as u64,
             bytes_out: ctx.stream.bytes_out,

@@ -13,15 +13,20 @@ use super::{
     respond,
 };
 use crate::{
+    aligned::Unaligned,
     clock,
     routing::{Policy, PromptKind},
+    telemetry::{events, metrics},
     wire::{
-        endpoint::Endpoint,
+        endpoint::{Endpoint, PromptForm},
         error_body::OwnError,
-        multipart,
-        prompt::{self, session_key},
+        include_usage, multipart,
+        prompt::{self, Facts, session_key},
     },
 };
+
+/// Larger bodies are tokenized on another thread, bytes.
+const ALIGN_INLINE_MAX: usize = 64 << 10;
 
 /// How long after the start a request may wait for the first health check of any worker.
 const FIRST_VERDICT_MAX: Duration = Duration::from_secs(5);
@@ -42,6 +47,7 @@ impl Proxy {
         let bytes = ctx.held.as_ref().map(|held| held.bytes.clone()).unwrap_or_default();
         ctx.body_bytes = bytes.len();
         self.read_facts(session, ctx, bytes).await;
+        self.ask_for_usage(ctx);
         self.choose_policy(session, ctx)?;
         Ok(())
     }
@@ -53,7 +59,11 @@ impl Proxy {
         let content_type =
             headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
         ctx.facts = match ctx.endpoint {
-            Endpoint::Prompt(form) => prompt::facts(form, &bytes, tenant, self.fleet.hashing()),
+            Endpoint::Prompt(form) => {
+                let facts = prompt::facts(form, &bytes, tenant, self.fleet.hashing());
+                ctx.tenant = !tenant.is_empty();
+                self.align(form, bytes, tenant, facts).await
+            }
             _ if content_type.starts_with("multipart/form-data") => prompt::Facts {
                 model: multipart::model(content_type, bytes).await,
                 ..prompt::Facts::default()
@@ -67,6 +77,48 @@ impl Proxy {
         };
         ctx.matched.1 = ctx.facts.prompts.iter().map(Vec::len).sum();
         ctx.session = value(&self.config.headers.session).map(session_key).or(ctx.facts.user);
+    }
+
+    /// Names the prompt by its tokens, where the model's tokenizer is at hand.
+    async fn align(&self, form: PromptForm, body: Bytes, tenant: &[u8], facts: Facts) -> Facts {
+        let model = facts.model.as_deref().unwrap_or("");
+        let Some(aligned) = self.fleet.aligned_for(model) else { return facts };
+        if aligned.is_mismatched() {
+            events::aligned("mismatch");
+            return facts;
+        }
+        let fleet = self.fleet.clone();
+        let (large, tenant) = (body.len() > ALIGN_INLINE_MAX, tenant.to_vec());
+        let align = move || {
+            let began = clock::now();
+            let mut facts = facts;
+            let outcome = aligned.align(form, &body, &tenant, fleet.hashing(), &mut facts);
+            events::aligned(outcome.as_ref().map_or_else(Unaligned::as_str, |()| "aligned"));
+            let took = clock::now().saturating_duration_since(began);
+            metrics::ALIGN_SECONDS.observe(took.as_secs_f64());
+            facts
+        };
+        if !large {
+            return align();
+        }
+        // Milliseconds: not where other requests wait for their turn.
+        tokio::task::spawn_blocking(align).await.unwrap_or_default()
+    }
+
+    /// Asks for the usage of a stream whose client did not, where that is configured.
+    fn ask_for_usage(&self, ctx: &mut RequestContext) {
+        let streams = ctx.facts.stream && ctx.facts.readable;
+        let form =
+            matches!(ctx.endpoint, Endpoint::Prompt(PromptForm::Chat | PromptForm::Completion));
+        if !(self.config.include_usage && streams && form) {
+            return;
+        }
+        if let Some(held) = ctx.held.as_mut().filter(|held| held.whole)
+            && let Some(body) = include_usage::ask(&held.bytes)
+        {
+            held.bytes = body;
+            ctx.stream.strip = Some(include_usage::Strip::default());
+        }
     }
 
     fn choose_policy(&self, session: &Session, ctx: &mut RequestContext) -> Result<(), OwnError> {

@@ -83,6 +83,11 @@ impl Proxy {
             prompts: &ctx.facts.prompts,
             kind: ctx.kind,
             tokens: ctx.tokens(),
+            domain: ctx.domain(),
+            tenant: ctx.tenant,
+            bytes: ctx.facts.prompt_bytes,
+            exact_tokens: ctx.facts.tokens,
+            block_tokens: ctx.facts.block_tokens,
             session: ctx.session,
             prefix: ctx.facts.prefix,
             tried: &ctx.tried,
@@ -332,7 +337,6 @@ impl ProxyHttp for Proxy {
         if !response.status.is_informational() {
             // Nothing can be retried from here on.
             ctx.held = None;
-            ctx.facts.prompts = Vec::new();
             if !self.keeps_clients() {
                 session.set_keepalive(None);
             }
@@ -347,7 +351,7 @@ impl ProxyHttp for Proxy {
         end: bool,
         ctx: &mut RequestContext,
     ) -> PingoraResult<Option<Duration>> {
-        finish::on_response_chunk(&self.fleet, chunk.as_ref(), end, ctx);
+        finish::on_response_chunk(&self.fleet, chunk, end, ctx);
         Ok(None)
     }
 

@@ -9,13 +9,16 @@ use subtle::ConstantTimeEq;
 use super::queue::Queue;
 use crate::{
     config::ReportsConfig,
-    fleet::{ApplyError, HeartbeatError},
+    fleet::{ApplyError, Beaten, HeartbeatError},
     telemetry::events,
-    wire::report::{self, Batch, Heartbeat, Malformed},
+    wire::{
+        report::{self, Batch, Heartbeat, Malformed},
+        sync,
+    },
     wire_http::{BodyError, error_response, json_response, read_body},
 };
 
-/// `POST /v1/heartbeat` and `POST /v1/events`.
+/// `POST /v1/heartbeat`, `POST /v1/events` and `POST /v1/sync`.
 pub struct ReportListener {
     config: ReportsConfig,
     queue: Queue,
@@ -32,8 +35,8 @@ impl ReportListener {
     async fn answer(&self, session: &mut ServerSession) -> Answer {
         let request = session.req_header();
         let (method, path) = (request.method.clone(), request.uri.path().to_owned());
-        if !matches!(&*path, "/v1/heartbeat" | "/v1/events") {
-            let message = "known: POST /v1/heartbeat, POST /v1/events";
+        if !matches!(&*path, "/v1/heartbeat" | "/v1/events" | "/v1/sync") {
+            let message = "known: POST /v1/heartbeat, POST /v1/events, POST /v1/sync";
             return error_response(StatusCode::NOT_FOUND, "not_found", message);
         }
         if method != Method::POST {
@@ -60,7 +63,11 @@ impl ReportListener {
                 return error_response(StatusCode::REQUEST_TIMEOUT, "body_timeout", message);
             }
         };
-        if path == "/v1/heartbeat" { self.heartbeat(&body).await } else { self.events(&body).await }
+        match &*path {
+            "/v1/heartbeat" => self.heartbeat(&body).await,
+            "/v1/events" => self.events(&body).await,
+            _ => self.sync(&body).await,
+        }
     }
 
     fn is_authorized(&self, session: &ServerSession) -> bool {
@@ -82,9 +89,11 @@ impl ReportListener {
         };
         match self.queue.heartbeat(beat).await {
             Err(super::queue::Full) => busy(),
-            Ok(Ok(joined)) => {
+            Ok(Ok(beaten)) => {
                 events::reported("heartbeat");
-                json_response(StatusCode::OK, &json!({"ok": true, "joined": joined}))
+                let Beaten { joined, resync } = beaten;
+                let body = json!({"ok": true, "joined": joined, "resync": resync});
+                json_response(StatusCode::OK, &body)
             }
             Ok(Err(HeartbeatError::Malformed(malformed))) => refuse(&malformed),
             Ok(Err(error @ HeartbeatError::JoinOff(_))) => {
@@ -108,16 +117,37 @@ impl ReportListener {
             Ok(Ok(applied)) => {
                 events::reported(match applied {
                     _ if applied.repeat => "repeat",
-                    _ if applied.resync => "gap",
+                    _ if applied.gap => "gap",
                     _ => "applied",
                 });
                 json_response(StatusCode::OK, &json!(applied))
             }
-            Ok(Err(ApplyError::Malformed(malformed))) => refuse(&malformed),
-            Ok(Err(error @ ApplyError::UnknownWorker(_))) => {
-                events::reported("unknown_worker");
-                error_response(StatusCode::NOT_FOUND, "unknown_worker", &error.to_string())
+            Ok(Err(error)) => refuse_report(&error),
+        }
+    }
+
+    async fn sync(&self, body: &[u8]) -> Answer {
+        let sync = match sync::parse(body) {
+            Ok(sync) => sync,
+            Err(malformed) => return refuse(&malformed),
+        };
+        match self.queue.sync(sync).await {
+            Err(super::queue::Full) => busy(),
+            Ok(Ok(synced)) => {
+                events::reported("sync");
+                json_response(StatusCode::OK, &json!(synced))
             }
+            Ok(Err(error)) => refuse_report(&error),
+        }
+    }
+}
+
+fn refuse_report(error: &ApplyError) -> Answer {
+    match error {
+        ApplyError::Malformed(malformed) => refuse(malformed),
+        ApplyError::UnknownWorker(_) => {
+            events::reported("unknown_worker");
+            error_response(StatusCode::NOT_FOUND, "unknown_worker", &error.to_string())
         }
     }
 }

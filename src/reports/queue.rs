@@ -10,16 +10,20 @@ use tokio::sync::oneshot;
 
 use crate::{
     clock,
-    fleet::{Applied, ApplyError, Fleet, HeartbeatError},
-    telemetry::{access_log::unix_s, metrics},
-    wire::report::{Batch, Heartbeat},
+    fleet::{Applied, ApplyError, Beaten, Fleet, HeartbeatError, Synced},
+    telemetry::access_log::unix_s,
+    wire::{
+        report::{Batch, Heartbeat},
+        sync::Sync,
+    },
 };
 
 /// Something to apply, and where its result goes.
 #[derive(Debug)]
 enum Job {
     Batch(Box<Batch>, Instant, oneshot::Sender<Result<Applied, ApplyError>>),
-    Heartbeat(Box<Heartbeat>, oneshot::Sender<Result<bool, HeartbeatError>>),
+    Heartbeat(Box<Heartbeat>, oneshot::Sender<Result<Beaten, HeartbeatError>>),
+    Sync(Box<Sync>, oneshot::Sender<Result<Synced, ApplyError>>),
 }
 
 /// The queue is full, or the process is ending.
@@ -55,11 +59,21 @@ impl Queue {
         result.await.map_err(|_| Full)
     }
 
-    /// Applies a heartbeat in its turn; true when the worker joined.
+    /// Takes a step of a sync in its turn.
+    ///
+    /// # Errors
+    /// `Full`: the step was not taken.
+    pub async fn sync(&self, sync: Sync) -> Result<Result<Synced, ApplyError>, Full> {
+        let (reply, result) = oneshot::channel();
+        self.send(Job::Sync(Box::new(sync), reply))?;
+        result.await.map_err(|_| Full)
+    }
+
+    /// Applies a heartbeat in its turn.
     ///
     /// # Errors
     /// `Full`: the heartbeat was not taken.
-    pub async fn heartbeat(&self, beat: Heartbeat) -> Result<Result<bool, HeartbeatError>, Full> {
+    pub async fn heartbeat(&self, beat: Heartbeat) -> Result<Result<Beaten, HeartbeatError>, Full> {
         let (reply, result) = oneshot::channel();
         self.send(Job::Heartbeat(Box::new(beat), reply))?;
         result.await.map_err(|_| Full)
@@ -81,12 +95,17 @@ fn apply_all(waiting: &Receiver<Job>, fleet: &Fleet) {
                     Some(ts) => (unix_s() - ts).max(0.0),
                     None => clock::now().saturating_duration_since(received).as_secs_f64(),
                 };
-                metrics::REPORT_LAG_SECONDS.observe(lag);
+                if let Some(member) = fleet.member(&batch.worker_id) {
+                    member.metrics.report_lag.observe(lag);
+                }
                 // The reporter may have hung up; its batch counts all the same.
                 let _ = reply.send(result);
             }
             Job::Heartbeat(beat, reply) => {
                 let _ = reply.send(fleet.heartbeat(&beat, clock::now()));
+            }
+            Job::Sync(sync, reply) => {
+                let _ = reply.send(fleet.sync(&sync, clock::now()));
             }
         }
     }

@@ -10,16 +10,19 @@
 //! * [`worker`] and [`load`] are what a decision may know of a worker.
 //! * [`policy`] picks one; [`saturation`] is its last fence, [`consistent`] its hash order.
 //! * [`breaker`] (with [`window`]) takes failing workers out of the candidates for a while.
-//! * [`rate`] learns how fast each worker prefills.
+//! * [`rate`] learns how fast each worker prefills, [`capacity`] how much its cache holds.
+//! * [`trust`] says how far to believe what we know of a worker's cache.
 
 pub mod block;
 pub mod breaker;
+pub mod capacity;
 pub mod consistent;
 pub mod load;
 pub mod policy;
 pub mod prefix;
 pub mod rate;
 pub mod saturation;
+pub mod trust;
 pub mod window;
 pub mod worker;
 
@@ -31,6 +34,7 @@ pub use load::Load;
 pub use policy::{
     Ask, Decision, Policy, PolicyParams, PolicySettings, PromptKind, Reason, Shed, pick,
 };
+pub use prefix::{Holdings, HoldingsParams, HoldingsStats, Matched, Tier};
 pub use rate::{FleetRate, PrefillRate};
 pub use saturation::Headroom;
 pub use worker::{Candidate, InvalidWorkerId, WorkerId};

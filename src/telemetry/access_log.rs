@@ -44,6 +44,12 @@ pub struct Line<'a> {
     pub matched: usize,
     /// Blocks of the prompt.
     pub blocks: usize,
+    /// Prompt tokens we believed cached; only where the answer says how many were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predicted_tokens: Option<u64>,
+    /// Prompt tokens the answer says were cached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached_tokens: Option<u64>,
     /// Attempts made.
     pub tries: usize,
     /// Body bytes received.
@@ -164,6 +170,9 @@ fn text(line: &Line<'_>, out: &mut impl Write) -> std::io::Result<()> {
         line.bytes_out,
         line.duration_ms,
     )?;
+    if let (Some(predicted), Some(cached)) = (line.predicted_tokens, line.cached_tokens) {
+        write!(out, " predicted_tokens={predicted} cached_tokens={cached}")?;
+    }
     if let Some(ttft) = line.ttft_ms {
         write!(out, " ttft_ms={ttft:.2}")?;
     }

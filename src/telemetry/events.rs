@@ -83,12 +83,62 @@ pub fn reported(outcome: &'static str) {
     metrics::REPORTS.with_label_values(&[outcome]).inc();
 }
 
-/// A worker's reports show a new life of its engine: what we believed of it is dropped.
-pub fn epoch_changed(worker: &str, epoch: &str, blocks: usize) {
-    tracing::info!(worker, epoch, blocks, "new epoch of worker: its prefix index is dropped");
+/// A worker's reports show a new life of its engine.
+pub fn epoch_changed(worker: &str, epoch: &str) {
+    tracing::info!(worker, epoch, "new epoch of worker");
 }
 
 /// Reports of a worker were lost on the way.
 pub fn report_gap(worker: &str, expected: u64, seq: u64) {
     tracing::warn!(worker, expected, seq, "gap in the reports of worker: resync asked for");
+}
+
+/// A sync has made our belief of a worker equal to its reporter's.
+pub fn resynced(worker: &str, how: &str, stored: usize, removed: usize) {
+    tracing::info!(worker, how, stored, removed, "worker synced");
+}
+
+/// Published batches of a worker are lost, and its replay socket could not make them good.
+pub fn publisher_gap(worker: &str, rank: u32, expected: u64, got: u64) {
+    tracing::warn!(worker, rank, expected, got, "KV events of worker are lost for good");
+}
+
+/// How far we believe what we know of a worker's cache has changed.
+pub fn trust_changed(worker: &str, from: &str, to: &str) {
+    if to == "degraded" {
+        tracing::warn!(worker, from, to, "trust in what is known of worker's cache changed");
+    } else {
+        tracing::info!(worker, from, to, "trust in what is known of worker's cache changed");
+    }
+}
+
+/// All we believed of a worker's cache proved wrong, or may be.
+pub fn holdings_dropped(worker: &str, blocks: usize, why: &str) {
+    tracing::warn!(worker, blocks, why, "what was believed of worker's cache is dropped");
+}
+
+/// An answer told how much of its prompt was cached.
+pub fn fed_back(outcome: &'static str) {
+    metrics::FEEDBACK.with_label_values(&[outcome]).inc();
+}
+
+/// A request for a model in aligned mode was tokenized, or why not.
+pub fn aligned(outcome: &'static str) {
+    metrics::ALIGNED.with_label_values(&[outcome]).inc();
+}
+
+/// Whether we tokenize as a worker does.
+pub fn parity(worker: &str, model: &str, same: Option<bool>, why: &str) {
+    let state = same.map_or(-1, i64::from);
+    metrics::PARITY_STATE.with_label_values(&[worker]).set(state);
+    match same {
+        Some(true) => tracing::info!(worker, model, "tokenizes as the worker does"),
+        Some(false) => tracing::error!(
+            worker,
+            model,
+            why,
+            "the worker tokenizes otherwise: check models.NAME.tokenizer; text mode until it agrees"
+        ),
+        None => tracing::warn!(worker, model, why, "parity with the worker cannot be checked"),
+    }
 }

@@ -45,6 +45,15 @@ macro_rules! metrics {
             $(LazyLock::force(&$name);)*
             LazyLock::force(&OWN_RESPONSES);
             LazyLock::force(&DECISIONS_BY_REASON);
+            for outcome in FEEDBACK_OUTCOMES {
+                let _ = FEEDBACK.with_label_values(&[outcome]);
+            }
+            for outcome in ALIGN_OUTCOMES {
+                let _ = ALIGNED.with_label_values(&[outcome]);
+            }
+            for cause in ["connect", "stale-connection"] {
+                let _ = RETRIES.with_label_values(&[cause]);
+            }
         }
     };
 }
@@ -123,10 +132,82 @@ metrics! {
     REPORTS: IntCounterVec = register_int_counter_vec!(
         "warmroute_reports_total", "Reports by what became of them", &["outcome"]);
     /// Report lag.
-    REPORT_LAG_SECONDS: Histogram = register_histogram!(histogram_opts!(
+    REPORT_LAG_SECONDS: HistogramVec = register_histogram_vec!(histogram_opts!(
         "warmroute_report_lag_seconds",
         "Time from a report's arrival (or its own `ts`, when given) until it is applied",
-        LATENCY_BUCKETS.to_vec()));
+        LATENCY_BUCKETS.to_vec()), &["worker"]);
+    /// Gaps.
+    REPORT_GAPS: IntCounterVec = register_int_counter_vec!(
+        "warmroute_report_gaps_total", "Times that batches of a worker's reports were missing",
+        &["worker"]);
+    /// Replays.
+    REPORTS_REPLAYED: IntCounterVec = register_int_counter_vec!(
+        "warmroute_reports_replayed_total", "Batches taken from a worker's replay socket",
+        &["worker"]);
+    /// Syncs.
+    RESYNCS: IntCounterVec = register_int_counter_vec!(
+        "warmroute_resyncs_total", "Anti-entropy syncs of a worker's reporter, by what it took",
+        &["worker", "how"]);
+    /// Published batches.
+    KV_BATCHES: IntCounterVec = register_int_counter_vec!(
+        "warmroute_kv_event_batches_total", "Batches of a worker's published KV events",
+        &["worker"]);
+    /// Published garbage.
+    KV_REFUSED: IntCounterVec = register_int_counter_vec!(
+        "warmroute_kv_events_refused_total",
+        "Published messages or events that could not be read or are of a kind not used",
+        &["worker"]);
+    /// Trust.
+    TRUST_STATE: IntGaugeVec = register_int_gauge_vec!(
+        "warmroute_trust_state", "2 exact, 1 degraded, 0 presumed", &["worker"]);
+    /// Dropped beliefs.
+    HOLDINGS_DROPPED: IntCounterVec = register_int_counter_vec!(
+        "warmroute_holdings_dropped_total",
+        "Times that all we believed of a worker's cache was dropped", &["worker"]);
+    /// Tiers.
+    HOLDINGS_BLOCKS: IntGaugeVec = register_int_gauge_vec!(
+        "warmroute_holdings_blocks",
+        "Blocks believed held: confirmed by tier (gpu, cpu, storage), or presumed",
+        &["worker", "kind"]);
+    /// Capacity.
+    CACHE_BUDGET_BLOCKS: IntGaugeVec = register_int_gauge_vec!(
+        "warmroute_cache_budget_blocks",
+        "Blocks a worker's cache is estimated to hold, where it does not report", &["worker"]);
+    /// Predicted.
+    PREDICTED_TOKENS: IntCounterVec = register_int_counter_vec!(
+        "warmroute_predicted_cached_tokens_total",
+        "Prompt tokens predicted to be cached, of answers that say what was", &["worker"]);
+    /// Actual.
+    ACTUAL_TOKENS: IntCounterVec = register_int_counter_vec!(
+        "warmroute_actual_cached_tokens_total", "Prompt tokens answers reported as cached",
+        &["worker"]);
+    /// Stale.
+    STALE_TOKENS: IntCounterVec = register_int_counter_vec!(
+        "warmroute_stale_tokens_total", "Prompt tokens predicted to be cached that were not",
+        &["worker"]);
+    /// Missed.
+    MISSED_TOKENS: IntCounterVec = register_int_counter_vec!(
+        "warmroute_missed_tokens_total", "Prompt tokens cached that were not predicted to be",
+        &["worker"]);
+    /// Predictions.
+    FEEDBACK: IntCounterVec = register_int_counter_vec!(
+        "warmroute_feedback_total",
+        "Answers by how the prediction of their cached tokens did (absent = they say nothing)",
+        &["outcome"]);
+    /// Aligned requests.
+    ALIGNED: IntCounterVec = register_int_counter_vec!(
+        "warmroute_aligned_requests_total",
+        "Requests for models in aligned mode: aligned, or why they were matched as text",
+        &["outcome"]);
+    /// Time to align.
+    ALIGN_SECONDS: Histogram = register_histogram!(histogram_opts!(
+        "warmroute_align_seconds", "Time to render and tokenize a prompt",
+        DECISION_BUCKETS.to_vec()));
+    /// Parity.
+    PARITY_STATE: IntGaugeVec = register_int_gauge_vec!(
+        "warmroute_parity_state",
+        "Whether we tokenize as a worker does: 1 yes, 0 no, -1 it cannot be asked",
+        &["worker"]);
     /// Silence of a reporter.
     REPORT_AGE_SECONDS: IntGaugeVec = register_int_gauge_vec!(
         "warmroute_report_age_seconds", "Time since a worker's last report; -1 = it never reported",
@@ -171,11 +252,37 @@ pub struct WorkerMetrics {
     pub evictions: IntCounter,
     pub stores: IntCounter,
     pub stores_rejected: IntCounter,
+    pub gaps: IntCounter,
+    pub replayed: IntCounter,
+    pub kv_batches: IntCounter,
+    pub kv_refused: IntCounter,
+    pub trust: IntGauge,
+    pub drops: IntCounter,
+    pub predicted_tokens: IntCounter,
+    pub actual_tokens: IntCounter,
+    pub stale_tokens: IntCounter,
+    pub missed_tokens: IntCounter,
+    pub report_lag: Histogram,
     pub breaker_state: IntGauge,
     pub healthy: IntGauge,
+    /// By place in `RESYNC_WAYS`.
+    pub resyncs: [IntCounter; 3],
     /// By place in `STATUS_CLASSES`.
     pub responses: [IntCounter; 6],
 }
+
+/// How predictions did.
+pub const FEEDBACK_OUTCOMES: [&str; 4] = ["right", "stale", "missed", "absent"];
+
+/// What became of requests for aligned models.
+pub const ALIGN_OUTCOMES: [&str; 8] =
+    ["aligned", "mismatch", "media", "no_template", "template", "shape", "too_long", "tokenizer"];
+
+/// Values of the label `how` of a sync.
+pub const RESYNC_WAYS: [&str; 3] = ["digest", "buckets", "snapshot"];
+
+/// Values of the label `kind` of blocks held.
+pub const HOLDING_KINDS: [&str; 4] = ["gpu", "cpu", "storage", "presumed"];
 
 impl WorkerMetrics {
     /// The series of the worker with this id.
@@ -192,9 +299,28 @@ impl WorkerMetrics {
             evictions: EVICTIONS_APPLIED.with_label_values(label),
             stores: STORES_APPLIED.with_label_values(label),
             stores_rejected: STORES_REJECTED.with_label_values(label),
+            gaps: REPORT_GAPS.with_label_values(label),
+            replayed: REPORTS_REPLAYED.with_label_values(label),
+            kv_batches: KV_BATCHES.with_label_values(label),
+            kv_refused: KV_REFUSED.with_label_values(label),
+            trust: TRUST_STATE.with_label_values(label),
+            drops: HOLDINGS_DROPPED.with_label_values(label),
+            predicted_tokens: PREDICTED_TOKENS.with_label_values(label),
+            actual_tokens: ACTUAL_TOKENS.with_label_values(label),
+            stale_tokens: STALE_TOKENS.with_label_values(label),
+            missed_tokens: MISSED_TOKENS.with_label_values(label),
+            report_lag: REPORT_LAG_SECONDS.with_label_values(label),
             breaker_state: BREAKER_STATE.with_label_values(label),
             healthy: WORKER_HEALTHY.with_label_values(label),
+            resyncs: RESYNC_WAYS.map(|how| RESYNCS.with_label_values(&[worker, how])),
             responses: STATUS_CLASSES.map(|class| RESPONSES.with_label_values(&[worker, class])),
+        }
+    }
+
+    /// Counts a sync that ended with a step of this kind.
+    pub fn resync(&self, how: &str) {
+        if let Some(at) = RESYNC_WAYS.iter().position(|way| *way == how) {
+            self.resyncs[at].inc();
         }
     }
 }
@@ -203,20 +329,51 @@ impl WorkerMetrics {
 /// The counters `warmroute_responses_total` and `_transitions_total` go with it.
 pub fn forget_worker(worker: &str) {
     let label = &[worker];
-    for vec in [&MATCHED_BLOCKS, &PROMPT_BLOCKS, &EVICTIONS_APPLIED, &STORES_APPLIED] {
+    let counters: [&IntCounterVec; 16] = [
+        &MATCHED_BLOCKS,
+        &PROMPT_BLOCKS,
+        &EVICTIONS_APPLIED,
+        &STORES_APPLIED,
+        &STORES_REJECTED,
+        &INDEX_INSERTED,
+        &INDEX_TRIMMED,
+        &REPORT_GAPS,
+        &REPORTS_REPLAYED,
+        &KV_BATCHES,
+        &KV_REFUSED,
+        &HOLDINGS_DROPPED,
+        &PREDICTED_TOKENS,
+        &ACTUAL_TOKENS,
+        &STALE_TOKENS,
+        &MISSED_TOKENS,
+    ];
+    let gauges: [&IntGaugeVec; 11] = [
+        &INFLIGHT,
+        &QUEUED_TOKENS,
+        &DECODES,
+        &INDEX_BYTES,
+        &INDEX_BLOCKS,
+        &BREAKER_STATE,
+        &WORKER_HEALTHY,
+        &REPORT_AGE_SECONDS,
+        &TRUST_STATE,
+        &CACHE_BUDGET_BLOCKS,
+        &PARITY_STATE,
+    ];
+    for vec in counters {
         let _ = vec.remove_label_values(label);
     }
-    for vec in [&STORES_REJECTED, &INDEX_INSERTED, &INDEX_TRIMMED] {
+    for vec in gauges {
         let _ = vec.remove_label_values(label);
     }
-    for vec in [&INFLIGHT, &QUEUED_TOKENS, &DECODES, &INDEX_BYTES, &INDEX_BLOCKS] {
+    for vec in [&TTFT_SECONDS, &INTER_TOKEN_SECONDS, &REPORT_LAG_SECONDS] {
         let _ = vec.remove_label_values(label);
     }
-    for vec in [&BREAKER_STATE, &WORKER_HEALTHY, &REPORT_AGE_SECONDS] {
-        let _ = vec.remove_label_values(label);
+    for how in RESYNC_WAYS {
+        let _ = RESYNCS.remove_label_values(&[worker, how]);
     }
-    for vec in [&TTFT_SECONDS, &INTER_TOKEN_SECONDS] {
-        let _ = vec.remove_label_values(label);
+    for kind in HOLDING_KINDS {
+        let _ = HOLDINGS_BLOCKS.remove_label_values(&[worker, kind]);
     }
     for class in STATUS_CLASSES {
         let _ = RESPONSES.remove_label_values(&[worker, class]);

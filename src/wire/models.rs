@@ -11,6 +11,8 @@ pub const MODELS_MAX: usize = 1024;
 pub struct ModelEntry {
     /// Its id.
     pub id: String,
+    /// The model it is an adapter of.
+    pub parent: Option<String>,
     /// The worker's own JSON for it.
     pub json: Box<RawValue>,
 }
@@ -24,6 +26,8 @@ struct List<'a> {
 #[derive(Deserialize)]
 struct Id {
     id: String,
+    #[serde(default)]
+    parent: serde_json::Value,
 }
 
 /// Reads a worker's answer; entries without an id are skipped.
@@ -33,8 +37,9 @@ struct Id {
 pub fn parse(body: &[u8]) -> Result<Vec<ModelEntry>, serde_json::Error> {
     let list: List<'_> = serde_json::from_slice(body)?;
     let entry = |raw: &RawValue| {
-        let id = serde_json::from_str::<Id>(raw.get()).ok()?.id;
-        Some(ModelEntry { id, json: raw.to_owned() })
+        let Id { id, parent } = serde_json::from_str(raw.get()).ok()?;
+        let parent = parent.as_str().map(str::to_owned);
+        Some(ModelEntry { id, parent, json: raw.to_owned() })
     };
     Ok(list.data.into_iter().take(MODELS_MAX).filter_map(entry).collect())
 }
@@ -60,5 +65,9 @@ mod tests {
         assert_eq!(models.len(), 1);
         assert_eq!(models[0].json.get(), r#"{"id":"a","max_model_len":8}"#);
         assert!(parse(b"{}").is_err());
+        let body = br#"{"data":[{"id":"a","parent":null},{"id":"l","parent":"a"}]}"#;
+        let parents: Vec<_> =
+            parse(body).expect("parses").into_iter().map(|model| model.parent).collect();
+        assert_eq!(parents, [None, Some("a".to_owned())]);
     }
 }

@@ -4,30 +4,69 @@
 //! block hashers as it goes, and keeps nothing of the text. A body of a shape we do not know gives
 //! no prompt, never an error: the worker answers for itself.
 
-use std::{borrow::Cow, num::NonZeroUsize};
+use std::{borrow::Cow, collections::HashMap, num::NonZeroUsize, sync::Arc};
 
 use serde::Deserialize;
 use smallvec::SmallVec;
 use sonic_rs::LazyValue;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::event::TOKEN_BYTES;
 use super::{
     content::{nothing_if_null, raw, text},
     conversation::{self, Frame, List, Message},
     endpoint::PromptForm,
 };
-use crate::routing::block::{BlockHash, BlockHasher, Secret};
+use crate::routing::block::{BlockHash, BlockHasher, Root, Secret};
 
 /// Prompts of one request that are looked at; a longer list is routed by its first ones.
 pub const PROMPTS_MAX: usize = 32;
+
+/// Tokens a block, where prompts are token ids: vLLM's default, and a divisor of all it is usually
+/// set to, so that an engine block is whole blocks of ours.
+pub const TOKENS_A_BLOCK: usize = 16;
+
+/// Bytes of such a block.
+pub const TOKEN_BLOCK_BYTES: NonZeroUsize =
+    NonZeroUsize::new(TOKENS_A_BLOCK * TOKEN_BYTES).expect("not zero");
 
 /// How bodies are hashed.
 #[derive(Debug, Clone)]
 pub struct Hashing {
     /// Keys every chain.
     pub secret: Secret,
-    /// Bytes a block.
+    /// Bytes a block of text.
     pub block_bytes: NonZeroUsize,
+    /// Names of one model: each further one, and the first.
+    pub aliases: Arc<HashMap<String, String>>,
+}
+
+impl Hashing {
+    /// The name a model's caches are filed under.
+    pub fn canonical<'a>(&'a self, model: &'a str) -> &'a str {
+        self.aliases.get(model).map_or(model, String::as_str)
+    }
+
+    /// The root of prompts of token ids. Engines serve an adapter as a model of its own name, so
+    /// that `model` names it too.
+    pub fn token_root(&self, model: &str, tenant: &[u8], cache_salt: &str) -> Root {
+        let model = self.canonical(model);
+        RootFields { model, tenant, cache_salt, lora: "", tokens: true }.root(&self.secret)
+    }
+
+    /// Blocks of a prompt of token ids.
+    pub fn token_blocks(&self, root: Root, tokens: &[u32]) -> Vec<BlockHash> {
+        let bytes = tokens.len() * TOKEN_BYTES;
+        let mut hasher = BlockHasher::with_capacity(root, TOKEN_BLOCK_BYTES, bytes);
+        for tokens in tokens.chunks(TOKENS_A_BLOCK) {
+            let mut block = [0; TOKEN_BLOCK_BYTES.get()];
+            for (at, id) in tokens.iter().enumerate() {
+                block[at * TOKEN_BYTES..][..TOKEN_BYTES].copy_from_slice(&id.to_le_bytes());
+            }
+            hasher.push(&block[..tokens.len() * TOKEN_BYTES]);
+        }
+        hasher.finish()
+    }
 }
 
 /// What a body says about where it should go.
@@ -41,6 +80,14 @@ pub struct Facts {
     pub user: Option<u64>,
     /// The system prompt and tools, hashed.
     pub prefix: Option<u64>,
+    /// `cache_salt`; empty = none.
+    pub cache_salt: String,
+    /// LoRA adapter, where the body names one; empty = none.
+    pub lora: String,
+    /// Tokens of all prompts, where they are known.
+    pub tokens: Option<u64>,
+    /// Tokens a block, where they are.
+    pub block_tokens: usize,
     /// Block hashes of each prompt.
     pub prompts: Vec<Vec<BlockHash>>,
     /// Canonical bytes of all prompts.
@@ -203,12 +250,13 @@ fn read<M>(
         user: string(fields.user.as_ref()).map(|user| session_key(user.as_bytes())),
         ..Facts::default()
     };
-    let hashers = Hashers { fields, model: facts.model.as_deref(), tenant, hashing, body_bytes };
-    let mut prompts = SmallVec::<[BlockHasher; 1]>::new();
-    match form {
-        PromptForm::Completion => completion(&hashers, &mut prompts),
+    let asked = Asked { tenant, hashing, body_bytes };
+    let hashers = Hashers::new(fields, &facts, &asked);
+    let mut prefix = None;
+    let prompts = match form {
+        PromptForm::Completion => completion(&hashers),
         PromptForm::Chat | PromptForm::Responses | PromptForm::Messages => {
-            let mut hasher = hashers.start(false);
+            let mut hasher = hashers.start();
             let frame = Frame {
                 head: nothing_if_null(match form {
                     PromptForm::Responses => raw(fields.instructions.as_ref()),
@@ -219,15 +267,24 @@ fn read<M>(
                 leads: form != PromptForm::Messages,
                 takes_string: form == PromptForm::Responses,
             };
-            if let Some(prefix) = conversation::write(&frame, list, &mut hasher) {
-                facts.prefix = prefix;
-                prompts.push(hasher);
+            let mut prompts = Prompts::default();
+            if let Some(hash) = conversation::write(&frame, list, &mut hasher) {
+                prefix = hash;
+                prompts.bytes = hasher.bytes();
+                prompts.blocks.push(hasher.finish());
             }
+            prompts
         }
-    }
-    facts.readable = !prompts.is_empty();
-    facts.prompt_bytes = prompts.iter().map(BlockHasher::bytes).sum();
-    facts.prompts = prompts.into_iter().map(BlockHasher::finish).collect();
+    };
+    let (cache_salt, lora) = (hashers.salt.into_owned(), hashers.lora.into_owned());
+    facts.prefix = prefix;
+    facts.readable = !prompts.blocks.is_empty();
+    facts.prompt_bytes = prompts.bytes;
+    facts.tokens = prompts.tokens;
+    facts.block_tokens = TOKENS_A_BLOCK;
+    facts.prompts = prompts.blocks;
+    facts.cache_salt = cache_salt;
+    facts.lora = lora;
     facts
 }
 
@@ -235,27 +292,69 @@ fn string<'a>(value: Option<&'a LazyValue<'_>>) -> Option<Cow<'a, str>> {
     text(raw(value)).filter(|text| !text.is_empty())
 }
 
-struct Hashers<'a, M> {
-    fields: &'a Body<'a, M>,
-    model: Option<&'a str>,
+/// What comes with a body.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
     tenant: &'a [u8],
     hashing: &'a Hashing,
     body_bytes: usize,
 }
 
-impl<M> Hashers<'_, M> {
-    fn start(&self, tokens: bool) -> BlockHasher {
-        let loras = [&self.fields.lora_name, &self.fields.lora_path, &self.fields.lora];
+struct Hashers<'a, M> {
+    fields: &'a Body<'a, M>,
+    model: &'a str,
+    salt: Cow<'a, str>,
+    lora: Cow<'a, str>,
+    tenant: &'a [u8],
+    hashing: &'a Hashing,
+    body_bytes: usize,
+}
+
+/// Prompts of a completion, so far.
+#[derive(Default)]
+struct Prompts {
+    blocks: Vec<Vec<BlockHash>>,
+    bytes: u64,
+    /// Tokens, while all prompts are token ids.
+    tokens: Option<u64>,
+}
+
+impl Prompts {
+    fn text<M>(&mut self, text: &str, hashers: &Hashers<'_, M>) {
+        let mut hasher = hashers.start();
+        hasher.push(text.as_bytes());
+        self.bytes += hasher.bytes();
+        self.tokens = None;
+        self.blocks.push(hasher.finish());
+    }
+
+    fn tokens<M>(&mut self, tokens: &[u32], hashers: &Hashers<'_, M>) {
+        let before = if self.blocks.is_empty() { Some(0) } else { self.tokens };
+        self.tokens = before.map(|before| before + tokens.len() as u64);
+        self.bytes += (tokens.len() * TOKEN_BYTES) as u64;
+        self.blocks.push(hashers.hashing.token_blocks(hashers.token_root(), tokens));
+    }
+}
+
+impl<'a, M> Hashers<'a, M> {
+    fn new(fields: &'a Body<'a, M>, facts: &'a Facts, asked: &Asked<'a>) -> Self {
+        let loras = [&fields.lora_name, &fields.lora_path, &fields.lora];
         let lora = loras.into_iter().flatten().next().map_or("", LazyValue::as_raw_str);
         let lora = text(lora).unwrap_or(Cow::Borrowed(nothing_if_null(lora)));
-        let salt = nothing_if_null(raw(self.fields.cache_salt.as_ref()));
+        let salt = nothing_if_null(raw(fields.cache_salt.as_ref()));
         let salt = text(salt).unwrap_or(Cow::Borrowed(salt));
+        let model = facts.model.as_deref().unwrap_or("");
+        let Asked { tenant, hashing, body_bytes } = *asked;
+        Self { fields, model, salt, lora, tenant, hashing, body_bytes }
+    }
+
+    fn start(&self) -> BlockHasher {
         let common = RootFields {
-            model: self.model.unwrap_or(""),
+            model: self.model,
             tenant: self.tenant,
-            cache_salt: &salt,
-            lora: &lora,
-            tokens,
+            cache_salt: &self.salt,
+            lora: &self.lora,
+            tokens: false,
         };
         let mut all: SmallVec<[(u8, &[u8]); 8]> = SmallVec::from_slice(&common.fields());
         all.push((tag::TEMPLATE, raw_bytes(self.fields.chat_template.as_ref())));
@@ -265,6 +364,11 @@ impl<M> Hashers<'_, M> {
         // The text is hardly longer than the body it was written in.
         BlockHasher::with_capacity(root, self.hashing.block_bytes, self.body_bytes)
     }
+
+    fn token_root(&self) -> Root {
+        let model = if self.lora.is_empty() { self.model } else { &*self.lora };
+        self.hashing.token_root(model, self.tenant, &self.salt)
+    }
 }
 
 fn raw_bytes<'a>(value: Option<&'a LazyValue<'_>>) -> &'a [u8] {
@@ -272,46 +376,33 @@ fn raw_bytes<'a>(value: Option<&'a LazyValue<'_>>) -> &'a [u8] {
 }
 
 /// `prompt`: a string, token ids, or a list of either (llama.cpp also mixes both in one prompt).
-fn completion<M>(hashers: &Hashers<'_, M>, prompts: &mut SmallVec<[BlockHasher; 1]>) {
+fn completion<M>(hashers: &Hashers<'_, M>) -> Prompts {
+    let mut prompts = Prompts::default();
     let prompt = raw(hashers.fields.prompt.as_ref());
     if let Some(text) = text(prompt) {
-        prompts.push(text_prompt(&text, hashers));
-        return;
+        prompts.text(&text, hashers);
+        return prompts;
     }
     if !prompt.starts_with('[') {
-        return;
+        return prompts;
     }
     if let Ok(ids) = sonic_rs::from_str::<Vec<u32>>(prompt) {
-        prompts.push(token_prompt(&ids, hashers));
-        return;
+        prompts.tokens(&ids, hashers);
+        return prompts;
     }
     for item in sonic_rs::to_array_iter(prompt).take(PROMPTS_MAX) {
-        let Ok(item) = item else { return };
+        let Ok(item) = item else { break };
         let item = item.as_raw_str();
         if let Some(text) = text(item) {
-            prompts.push(text_prompt(&text, hashers));
+            prompts.text(&text, hashers);
         } else if let Ok(ids) = sonic_rs::from_str::<Vec<u32>>(item) {
-            prompts.push(token_prompt(&ids, hashers));
+            prompts.tokens(&ids, hashers);
         } else {
             // Token ids and text mixed in one prompt: no canonical form; route by load.
-            prompts.clear();
-            return;
+            return Prompts::default();
         }
     }
-}
-
-fn text_prompt<M>(text: &str, hashers: &Hashers<'_, M>) -> BlockHasher {
-    let mut hasher = hashers.start(false);
-    hasher.push(text.as_bytes());
-    hasher
-}
-
-fn token_prompt<M>(ids: &[u32], hashers: &Hashers<'_, M>) -> BlockHasher {
-    let mut hasher = hashers.start(true);
-    for id in ids {
-        hasher.push(&id.to_le_bytes());
-    }
-    hasher
+    prompts
 }
 
 #[cfg(test)]

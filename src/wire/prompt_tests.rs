@@ -6,7 +6,7 @@ use super::*;
 
 fn hashing() -> Hashing {
     let block_bytes = NonZeroUsize::new(16).expect("not zero");
-    Hashing { secret: Secret::from_seed(1), block_bytes }
+    Hashing { secret: Secret::from_seed(1), block_bytes, aliases: Arc::default() }
 }
 
 fn read(form: PromptForm, body: &str) -> Facts {
@@ -146,12 +146,29 @@ fn completions_take_strings_lists_and_token_ids() {
     assert_eq!(one.prompts, [blocks_of(text)]);
     let list = read(PromptForm::Completion, &format!(r#"{{"model":"m","prompt":["{text}","x"]}}"#));
     assert_eq!(list.prompts, [blocks_of(text), Vec::new()]);
-    let ids = read(PromptForm::Completion, r#"{"model":"m","prompt":[1,2,3,4,5]}"#);
-    assert_eq!((ids.prompts.len(), ids.prompts[0].len(), ids.prompt_bytes), (1, 1, 20));
-    let lists = read(PromptForm::Completion, r#"{"model":"m","prompt":[[1,2,3,4,5],[1,2,3,4]]}"#);
-    assert_eq!(lists.prompts[0], ids.prompts[0]);
+    assert_eq!((one.tokens, list.tokens), (None, None));
+    let body = |ids: &[u32]| serde_json::json!({"model": "m", "prompt": ids}).to_string();
+    let ids: Vec<u32> = (1..=20).collect();
+    let ids = read(PromptForm::Completion, &body(&ids));
+    assert_eq!((ids.prompts.len(), ids.prompts[0].len(), ids.prompt_bytes), (1, 1, 80));
+    assert_eq!(ids.tokens, Some(20));
+    let whole: Vec<u32> = (1..=16).collect();
+    let lists = serde_json::json!({"model": "m", "prompt": [whole, whole]}).to_string();
+    let lists = read(PromptForm::Completion, &lists);
+    assert_eq!((&lists.prompts[0], lists.tokens), (&ids.prompts[0], Some(32)));
     assert_eq!(lists.prompts[1], ids.prompts[0]);
-    assert_ne!(ids.prompts[0], blocks_of("\u{1}\0\0\0\u{2}\0\0\0\u{3}\0\0\0\u{4}\0\0\0"));
+    // The engine's tokens are named alike, and no text is.
+    let hashing = hashing();
+    let root = hashing.token_root("m", b"", "");
+    assert_eq!(hashing.token_blocks(root, &whole), ids.prompts[0]);
+    let text: Vec<u8> = whole.iter().flat_map(|id| id.to_le_bytes()).collect();
+    assert_ne!(ids.prompts[0], blocks_of(std::str::from_utf8(&text).expect("ASCII")));
+    // An adapter is a model of its own name.
+    let lora = read(
+        PromptForm::Completion,
+        &serde_json::json!({"model": "m", "lora_name": "a", "prompt": whole}).to_string(),
+    );
+    assert_eq!(lora.prompts[0], hashing.token_blocks(hashing.token_root("a", b"", ""), &whole));
 }
 
 #[test]

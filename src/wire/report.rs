@@ -1,14 +1,11 @@
 //! Reports of workers: heartbeats and cache events, as JSON.
 //!
-//! Unknown fields are ignored and unknown event types are skipped and counted, so that an older
-//! router reads a newer reporter. What is malformed names its field.
+//! Unknown fields are ignored, so that an older router reads a newer reporter. What is malformed
+//! names its field. The events themselves are read by `report_event`.
 
 use serde::{Deserialize, Deserializer, de};
-use serde_json::value::RawValue;
-use xxhash_rust::xxh3::xxh3_64;
 
-/// Blocks in one batch; the body bound usually bites first.
-pub const BLOCKS_MAX: usize = 1 << 20;
+use super::event::Event;
 
 /// Why a report is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +51,12 @@ pub struct Heartbeat {
     /// Life of the engine process.
     #[serde(default, deserialize_with = "epoch_opt")]
     pub epoch: Option<String>,
+    /// Number of the last batch sent in this epoch, when there was one.
+    #[serde(default)]
+    pub seq: Option<u64>,
+    /// Data-parallel rank that `seq` and the blocks are of.
+    #[serde(default)]
+    pub rank: u32,
     /// How long a worker unknown to the configuration stays without another heartbeat, seconds.
     #[serde(default)]
     pub lease_s: Option<u64>,
@@ -69,87 +72,14 @@ pub struct Batch {
     pub epoch: String,
     /// Number of this batch in its epoch, counted up by one.
     pub seq: u64,
+    /// Data-parallel rank whose cache this is about; each rank counts its own batches.
+    #[serde(default)]
+    pub rank: u32,
     /// In order.
     pub events: Vec<Event>,
     /// When the batch was made, unix seconds.
     #[serde(default)]
     pub ts: Option<f64>,
-}
-
-/// One cache event.
-#[derive(Debug, Clone)]
-pub enum Event {
-    /// Blocks now in the cache.
-    Stored(Stored),
-    /// Blocks no longer there.
-    Removed(Vec<BlockId>),
-    /// Nothing is left.
-    Cleared,
-    /// Of a type we do not know.
-    Unknown,
-}
-
-/// Blocks that follow each other behind `parent`.
-#[derive(Debug, Clone)]
-pub struct Stored {
-    /// Engine's names, one a block.
-    pub block_hashes: Vec<BlockId>,
-    /// The block before the first; `None` at the start of a prompt.
-    pub parent: Option<BlockId>,
-    /// Text of each block.
-    pub text: Vec<String>,
-    /// The same text as one string, cut every so many bytes (used when `text` is empty).
-    pub joined: Option<(String, usize)>,
-    /// The model, when the worker serves several.
-    pub model: Option<String>,
-    /// LoRA adapter.
-    pub lora_name: Option<String>,
-    /// Cache salt.
-    pub cache_salt: Option<String>,
-    /// Tenant, where the router separates tenants.
-    pub tenant: Option<String>,
-}
-
-impl Stored {
-    /// Each block's name and text, in order.
-    pub fn blocks(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        self.block_hashes.iter().enumerate().map(|(at, id)| {
-            let text = match &self.joined {
-                Some((text, size)) => {
-                    let end = ((at + 1) * size).min(text.len());
-                    &text.as_bytes()[(at * size).min(end)..end]
-                }
-                None => self.text[at].as_bytes(),
-            };
-            (id.0, text)
-        })
-    }
-}
-
-/// An engine's name of a block: an integer of either sign, or any string (hashed).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockId(pub u64);
-
-impl<'de> Deserialize<'de> for BlockId {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = BlockId;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a block hash: a 64-bit integer or a string")
-            }
-            fn visit_u64<E>(self, value: u64) -> Result<BlockId, E> {
-                Ok(BlockId(value))
-            }
-            fn visit_i64<E>(self, value: i64) -> Result<BlockId, E> {
-                Ok(BlockId(value.cast_unsigned()))
-            }
-            fn visit_str<E>(self, value: &str) -> Result<BlockId, E> {
-                Ok(BlockId(xxh3_64(value.as_bytes())))
-            }
-        }
-        from.deserialize_any(Visitor)
-    }
 }
 
 /// Longest epoch kept, bytes.
@@ -183,7 +113,7 @@ impl<'de> Deserialize<'de> for Epoch {
     }
 }
 
-fn epoch<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+pub(super) fn epoch<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     Epoch::deserialize(from).map(|epoch| epoch.0)
 }
 
@@ -191,125 +121,9 @@ fn epoch_opt<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Er
     Ok(Option::<Epoch>::deserialize(from)?.map(|epoch| epoch.0))
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum TextForm {
-    Joined(String),
-    Blocks(Vec<String>),
-}
-
-/// All fields any event may have; which are needed depends on `type`.
-#[derive(Deserialize)]
-struct EventForm {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    block_hashes: Option<Vec<BlockId>>,
-    #[serde(default)]
-    parent_block_hash: Option<BlockId>,
-    #[serde(default)]
-    text: Option<TextForm>,
-    #[serde(default)]
-    token_ids: Option<de::IgnoredAny>,
-    #[serde(default)]
-    block_size: Option<usize>,
-    #[serde(default)]
-    model: Option<String>,
-    #[serde(default)]
-    lora_name: Option<String>,
-    #[serde(default)]
-    cache_salt: Option<String>,
-    #[serde(default)]
-    tenant: Option<String>,
-}
-
-impl<'de> Deserialize<'de> for Event {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        // Raw first: an event of a later version may hold anything under the names we know.
-        let raw = <&RawValue>::deserialize(from)?;
-        read_event(raw.get()).map_err(|malformed| {
-            let mark = if malformed.unsupported { UNSUPPORTED } else { "" };
-            de::Error::custom(format_args!(
-                "{mark}{FIELD}{}: {}",
-                malformed.field, malformed.problem
-            ))
-        })
-    }
-}
-
 /// Marks inside serde error texts, taken out again by `parse`.
-const UNSUPPORTED: &str = "\u{1}unsupported ";
-const FIELD: &str = "\u{1}field ";
-
-#[derive(Deserialize)]
-struct Kind {
-    #[serde(rename = "type")]
-    kind: String,
-}
-
-fn read_event(raw: &str) -> Result<Event, Malformed> {
-    if !raw.starts_with('{') {
-        // Derived readers take a list for an object.
-        return Err(Malformed::new("", "expected an object"));
-    }
-    let kind = parse::<Kind>(raw.as_bytes())?.kind;
-    if !matches!(&*kind, "stored" | "removed" | "cleared") {
-        return Ok(Event::Unknown);
-    }
-    event(parse(raw.as_bytes())?)
-}
-
-fn event(form: EventForm) -> Result<Event, Malformed> {
-    let hashes = form.block_hashes.ok_or_else(|| Malformed::new("block_hashes", "is required"));
-    match form.kind.as_str() {
-        "removed" => Ok(Event::Removed(hashes?)),
-        "cleared" => Ok(Event::Cleared),
-        "stored" => {
-            let block_hashes = hashes?;
-            let count = block_hashes.len();
-            let (text, joined) = match (form.text, form.token_ids) {
-                (Some(TextForm::Blocks(text)), _) if text.len() == count => (text, None),
-                (Some(TextForm::Blocks(text)), _) => {
-                    let problem = format!("{} texts for {count} block hashes", text.len());
-                    return Err(Malformed::new("text", problem));
-                }
-                (Some(TextForm::Joined(text)), _) => {
-                    (Vec::new(), Some(cut(text, count, form.block_size)?))
-                }
-                (None, Some(_)) => {
-                    let problem = "token ids are not supported in text mode; report `text`";
-                    let mut malformed = Malformed::new("token_ids", problem);
-                    malformed.unsupported = true;
-                    return Err(malformed);
-                }
-                (None, None) => return Err(Malformed::new("text", "is required")),
-            };
-            Ok(Event::Stored(Stored {
-                block_hashes,
-                parent: form.parent_block_hash,
-                text,
-                joined,
-                model: form.model,
-                lora_name: form.lora_name,
-                cache_salt: form.cache_salt,
-                tenant: form.tenant,
-            }))
-        }
-        _ => Ok(Event::Unknown),
-    }
-}
-
-fn cut(text: String, count: usize, size: Option<usize>) -> Result<(String, usize), Malformed> {
-    let size = size.ok_or_else(|| Malformed::new("block_size", "is required with one string"))?;
-    if size == 0 {
-        return Err(Malformed::new("block_size", "is 0"));
-    }
-    if count.checked_mul(size) != Some(text.len()) {
-        let problem = format!("{} bytes for {count} blocks of {size} bytes", text.len());
-        return Err(Malformed::new("text", problem));
-    }
-    Ok((text, size))
-}
+pub(super) const UNSUPPORTED: &str = "\u{1}unsupported ";
+pub(super) const FIELD: &str = "\u{1}field ";
 
 /// Reads a report body.
 ///

@@ -2,7 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    super::event::{BlockId, Content, Tier},
+    *,
+};
 
 fn batch(events: &str) -> Result<Batch, Malformed> {
     let body = format!(r#"{{"worker_id":"w","epoch":7,"seq":1,"events":{events}}}"#);
@@ -23,11 +26,12 @@ fn reads_the_three_kinds_and_skips_others() {
     .expect("well formed");
     assert_eq!(batch.epoch, "7");
     let Event::Stored(stored) = &batch.events[0] else { panic!("stored first") };
-    let blocks: Vec<_> = stored.blocks().collect();
-    assert_eq!(blocks[0], (1, &b"aa"[..]));
-    assert_eq!(blocks[1], ((-2i64).cast_unsigned(), &b"bb"[..]));
+    let blocks = stored.blocks().expect("text");
+    let blocks: Vec<_> = blocks.iter().collect();
+    assert_eq!(blocks[0], (BlockId(1), &b"aa"[..]));
+    assert_eq!(blocks[1], (BlockId((-2i64).cast_unsigned()), &b"bb"[..]));
     assert_eq!(blocks[2].1, b"cc");
-    assert!(matches!(&batch.events[1], Event::Removed(ids) if ids[0] == BlockId(u64::MAX)));
+    assert!(matches!(&batch.events[1], Event::Removed { ids, .. } if ids[0] == BlockId(u64::MAX)));
     assert!(matches!(batch.events[2], Event::Cleared));
     assert!(matches!(batch.events[3], Event::Unknown));
 }
@@ -36,7 +40,8 @@ fn reads_the_three_kinds_and_skips_others() {
 fn text_may_come_block_by_block() {
     let batch = batch(r#"[{"type":"stored","block_hashes":[1,2],"text":["a","bcd"]}]"#);
     let Event::Stored(stored) = &batch.expect("well formed").events[0].clone() else { panic!() };
-    assert_eq!(stored.blocks().map(|(_, text)| text.len()).collect::<Vec<_>>(), [1, 3]);
+    let blocks = stored.blocks().expect("text");
+    assert_eq!(blocks.iter().map(|(_, text)| text.len()).collect::<Vec<_>>(), [1, 3]);
 }
 
 #[test]
@@ -48,6 +53,10 @@ fn names_the_field_that_is_wrong() {
             r#"[{"type":"cleared"},{"type":"stored","block_hashes":[1],"text":"abc","block_size":2}]"#
         ),
         "events[1].text"
+    );
+    assert_eq!(
+        field(r#"[{"type":"stored","block_hashes":[1],"token_ids":[1],"block_size":2}]"#),
+        "events[0].token_ids"
     );
     assert_eq!(
         field(r#"[{"type":"stored","block_hashes":[1],"text":"a"}]"#),
@@ -68,12 +77,21 @@ fn names_the_field_that_is_wrong() {
 }
 
 #[test]
-fn token_ids_are_refused_by_name() {
-    let error = batch(r#"[{"type":"stored","block_hashes":[1],"token_ids":[1,2],"block_size":2}]"#)
-        .expect_err("not in text mode");
-    assert!(error.unsupported);
-    assert_eq!(error.field, "events[0].token_ids");
-    assert!(error.problem.contains("text"));
+fn token_ids_come_with_what_else_a_block_depends_on() {
+    let batch = batch(
+        r#"[{"type":"stored","block_hashes":[1,2],"token_ids":[1,2,3,4],"block_size":2,
+             "lora_name":"a","extra_keys":[["a","salt"],["a",["image",0]]]},
+            {"type":"stored","block_hashes":[1],"medium":"CPU"},
+            {"type":"removed","block_hashes":[1],"medium":"DISK"}]"#,
+    )
+    .expect("well formed");
+    let Event::Stored(stored) = &batch.events[0] else { panic!("stored first") };
+    assert_eq!(stored.cache_salt.as_deref(), Some("salt"));
+    let Content::Tokens { tokens, block_tokens: 2, extra } = &stored.content else { panic!() };
+    assert_eq!((tokens.len(), extra.len(), extra[0].0), (4, 1, 1));
+    let Event::Stored(lower) = &batch.events[1] else { panic!("stored second") };
+    assert_eq!((lower.tier, &lower.content), (Tier::Cpu, &Content::Bare));
+    assert!(matches!(batch.events[2], Event::Removed { tier: Tier::Storage, .. }));
 }
 
 proptest! {
@@ -88,7 +106,8 @@ proptest! {
         let events = serde_json::json!([{"type":"stored","block_hashes":hashes,"text":text,"block_size":size}]);
         if let Ok(batch) = batch(&events.to_string())
             && let Event::Stored(stored) = &batch.events[0] {
-            let total: usize = stored.blocks().map(|(_, text)| text.len()).sum();
+            let blocks = stored.blocks().expect("text");
+            let total: usize = blocks.iter().map(|(_, text)| text.len()).sum();
             prop_assert_eq!(total, text.len());
         }
     }

@@ -342,11 +342,12 @@ fn prompts(request: &Message) -> Prompts {
         }
         "/v1/completions" | "/completion" => match &body["prompt"] {
             Value::String(text) => Prompts::Bytes(vec![text.len()]),
-            Value::Array(list) if list[0].is_number() => Prompts::Bytes(vec![4 * list.len()]),
+            // Blocks of 16 token ids, where those of text have 32 bytes.
+            Value::Array(list) if list[0].is_number() => Prompts::Bytes(vec![2 * list.len()]),
             Value::Array(lists) => {
                 let bytes = |one: &Value| {
                     one.as_str()
-                        .map_or_else(|| 4 * one.as_array().expect("token ids").len(), str::len)
+                        .map_or_else(|| 2 * one.as_array().expect("token ids").len(), str::len)
                 };
                 Prompts::Bytes(lists.iter().map(bytes).collect())
             }

@@ -16,6 +16,7 @@ mod fixtures;
 mod headers;
 mod health;
 mod joins;
+mod kv_sources;
 mod limits;
 mod metrics;
 mod models;

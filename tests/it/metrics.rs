@@ -173,6 +173,12 @@ fn check_histogram(name: &str, family: &Family) {
     }
 }
 
+/// With a tokenizer for this model.
+fn aligned_model(name: &str) -> String {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer-qwen3-subset");
+    format!("models: {{{name}: {{tokenizer: {folder}}}}}")
+}
+
 /// Every kind of traffic that a metric counts.
 async fn busy() -> Lb {
     let lb = lb()
@@ -182,6 +188,7 @@ async fn busy() -> Lb {
         // Never asked before it is gone: its breaker is closed, and no check comes in between.
         .worker(echo().models(&["gone"]))
         .config("health: {interval_ms: 600000}")
+        .config(&aligned_model("m"))
         .config("reports: {}\npolicy_override: true\nindex: {block_bytes: 16, bytes_max: 65536}")
         .config("breaker: {failures_in_row_max: 2, cool_down_first_ms: 50}")
         .start()
@@ -228,6 +235,7 @@ async fn busy() -> Lb {
     eventually("gauges are up to date", async || {
         let metrics = lb.metrics().await;
         metrics.sum("warmroute_index_blocks", &[("worker", "w1")]) > 0
+            && metrics.has("warmroute_parity_state")
             && metrics.sum("warmroute_inflight", &[]) == 0
     })
     .await;
@@ -334,7 +342,7 @@ async fn a_fresh_router_shows_zeros_rather_than_gaps() {
         "warmroute_request_seconds",
         "warmroute_reports_total",
         "warmroute_breaker_transitions_total",
-        "warmroute_retries_total",
+        "warmroute_parity_state",
     ];
     for (name, labels) in documented() {
         let there = families.get(&name).is_some_and(|family| !family.samples.is_empty());

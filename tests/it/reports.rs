@@ -245,7 +245,7 @@ async fn a_repeat_is_ignored_and_a_gap_asks_for_a_resync() {
     reporter.seq = 3;
     assert_eq!(reporter.send(&[]).await["repeat"], true);
     reporter.seq = 6;
-    reporter.send_well(&[]).await;
+    assert_eq!(reporter.send(&[]).await["resync"], true, "until it is mended");
     let metrics = lb.metrics().await;
     let outcomes = ["applied", "repeat", "gap"]
         .map(|outcome| metrics.sum("warmroute_reports_total", &[("outcome", outcome)]));
@@ -260,7 +260,7 @@ async fn numbers_begin_at_zero_or_one() {
         reporter.epoch = format!("from {seq}");
         reporter.seq = seq;
         assert_eq!(reporter.send(&[]).await["resync"], resync, "from {seq}");
-        assert_eq!(reporter.send(&[]).await["resync"], false, "after {seq}");
+        assert_eq!(reporter.send(&[]).await["resync"], resync, "after {seq}");
     }
 }
 
@@ -343,12 +343,12 @@ async fn a_heartbeat_refreshes_what_is_known_of_a_worker() {
         "epoch": "a1", "lease_s": 15, "something_new": {"a": 1}});
     let answer = lb.report("/v1/heartbeat", &beat).await;
     assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(answer.json(), json!({"ok": true, "joined": false}));
+    assert_eq!(answer.json(), json!({"ok": true, "joined": false, "resync": false}));
     let after = lb.status(0).await["reports"].clone();
     assert!(after["age_s"].as_f64().is_some_and(|age| age < 5.0), "{after}");
     assert_eq!(after["epoch"], "a1");
     let said = json!({"current_load": 3, "kv_blocks_total": 1000, "kv_blocks_used": 12,
-        "model": "m"});
+        "kv_block_tokens": 16, "model": "m"});
     assert_eq!(after["said"], said);
     let smallest = json!({"worker_id": "w0", "worker_url": lb.workers[0].url()});
     assert_eq!(lb.report("/v1/heartbeat", &smallest).await.status, 200);
@@ -359,14 +359,14 @@ async fn a_heartbeat_refreshes_what_is_known_of_a_worker() {
 #[tokio::test]
 async fn the_size_of_the_cache_bounds_the_index() {
     let lb = fleet(32, "").await;
-    let mut reporter = Reporter::new(&lb, "w1");
     // 16 blocks of 16 tokens of about 4 bytes.
     let mut beat = json!({"worker_id": "w1", "worker_url": lb.workers[1].url(),
         "kv_blocks_total": 16});
     assert_eq!(lb.report("/v1/heartbeat", &beat).await.status, 200);
+    lb.workers[0].set_healthy(false);
+    eventually("w0 is out", async || lb.status(0).await["takes_traffic"] == false).await;
     for nth in 0..10 {
-        let ids = 100 * nth..100 * nth + 10;
-        reporter.send(&[stored(ids, None, &text(nth as usize, 320), 32)]).await;
+        let _ = ask(&lb, &prompt(&text(nth, 320))).await;
     }
     let index = lb.status(1).await["index"].clone();
     let count = |key: &str| index[key].as_u64().expect("a number");
@@ -377,7 +377,7 @@ async fn the_size_of_the_cache_bounds_the_index() {
     assert_eq!(matched(&lb, &text(9, 320)).await, 10, "the latest are kept");
     assert_eq!(matched(&lb, &text(0, 320)).await, 0, "the oldest went");
 
-    // Presumption is bound by it as well, and a smaller cache cuts at once.
+    // A smaller cache cuts at once.
     for nth in 20..30 {
         let _ = ask(&lb, &prompt(&text(nth, 320))).await;
     }
@@ -393,6 +393,7 @@ async fn the_size_of_the_cache_bounds_the_index() {
     assert_eq!(lb.report("/v1/heartbeat", &beat).await.status, 200);
     beat["kv_blocks_total"] = json!(u64::MAX);
     assert_eq!(lb.report("/v1/heartbeat", &beat).await.status, 200);
+    let mut reporter = Reporter::new(&lb, "w1");
     reporter.send_well(&[stored(5000..5010, None, &text(50, 320), 32)]).await;
     assert_eq!(matched(&lb, &text(50, 320)).await, 10);
 }
@@ -611,14 +612,27 @@ async fn events_of_an_unknown_type_may_hold_anything() {
 }
 
 #[tokio::test]
-async fn token_ids_are_not_supported() {
+async fn token_ids_are_matched_by_prompts_of_token_ids() {
     let lb = fleet(32, "").await;
-    let event = json!({"type": "stored", "block_hashes": [1], "token_ids": [1, 2, 3],
-        "block_size": 3});
-    let batch = Reporter::new(&lb, "w0").batch(&[json!({"type": "cleared"}), event]);
-    let field = refused(&lb.report("/v1/events", &batch).await, 422, "unsupported");
+    let ids: Vec<u32> = (0..96).collect();
+    let mut reporter = Reporter::new(&lb, "w1");
+    // Engine blocks of 48 tokens, ours of 16.
+    let event = json!({"type": "stored", "block_hashes": [1, 2], "token_ids": ids,
+        "block_size": 48});
+    reporter.send_well(&[event.clone()]).await;
+    let body = |ids: &[u32]| json!({"model": "m", "prompt": ids}).to_string();
+    let prompt = |ids: &[u32]| Ask::post("/v1/completions", body(ids));
+    assert_eq!(ask(&lb, &prompt(&ids)).await, ("w1".into(), "prefix".into(), 6, 6));
+    let parted: Vec<u32> = ids[..64].iter().copied().chain(1000..1032).collect();
+    assert_eq!(ask(&lb, &prompt(&parted)).await.2, 4);
+    reporter.send_well(&[json!({"type": "removed", "block_hashes": [2]})]).await;
+    assert_eq!(ask(&lb, &prompt(&ids)).await.2, 3, "only the first is left");
+
+    let mut wrong = event;
+    wrong["block_size"] = json!(47);
+    let batch = reporter.batch(&[json!({"type": "cleared"}), wrong]);
+    let field = refused(&lb.report("/v1/events", &batch).await, 400, "malformed");
     assert_eq!(field, "events[1].token_ids");
-    assert_eq!(lb.status(0).await["reports"]["next_seq"], Value::Null, "nothing of it counted");
 }
 
 #[tokio::test]

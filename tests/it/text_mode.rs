@@ -295,8 +295,10 @@ async fn token_ids_and_templates_are_names_of_their_own() {
     }
     for body in &all {
         let answer = lb.ask(&ask(body.clone())).await;
-        assert_agree(&body.to_string(), &answer, 32);
-        assert!(matched_of(&answer).0 > 15, "{body}");
+        // Blocks of 32 bytes, but of 16 token ids.
+        let bytes = if body["prompt"].is_array() { 64 } else { 32 };
+        assert_agree(&body.to_string(), &answer, bytes);
+        assert!(matched_of(&answer).0 * bytes > 500, "{body}");
     }
     assert!(engine.stats().resyncs == 0, "{:?}", engine.stats());
 }

@@ -12,7 +12,7 @@
 //! hashes. Where two different chains of engine blocks carry the same text (tokenised twice), a
 //! removal in either removes what they share: too little is matched then, never too much.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::{Index, IndexMut};
 
 use super::super::block::{BlockHash, Chain, Place, PlaceMap, mix};
@@ -31,6 +31,9 @@ pub enum Rejection {
     /// The byte bound on engine block records is reached.
     #[error("no room for more engine block records")]
     Full,
+    /// One worker reports from more engines than are kept apart.
+    #[error("too many ranks")]
+    TooManyRanks,
 }
 
 /// What a stored report changed.
@@ -108,6 +111,8 @@ pub(super) struct Record {
     pub(super) parent: Option<EngineBlockId>,
     /// Whether it begins inside one of our blocks; its `parent` may have been lost since.
     pub(super) joined: bool,
+    /// The size of our blocks that it was cut into; see [`Record::size`].
+    pub(super) block_bytes: u16,
     /// Physical copies; zero in a record kept for others.
     pub(super) copies: u32,
     /// Our blocks complete at its end, from the root, and the chain there.
@@ -124,6 +129,11 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// A block size as it is kept: from 64 KiB on (none is that large) all count as one.
+    pub(super) fn size(block_bytes: NonZeroUsize) -> u16 {
+        u16::try_from(block_bytes.get()).unwrap_or(u16::MAX)
+    }
+
     pub(super) fn heap_bytes(&self) -> usize {
         self.tail.len() + size_of_val(&*self.completed)
     }
@@ -135,7 +145,7 @@ impl Record {
 
     /// Whether this is the same text in the same place.
     pub(super) fn agrees(&self, other: &Self) -> bool {
-        let place = |r: &Self| (r.parent, r.joined, r.depth, r.chain);
+        let place = |r: &Self| (r.parent, r.joined, r.block_bytes, r.depth, r.chain);
         place(self) == place(other) && self.tail == other.tail && self.completed == other.completed
     }
 }
@@ -177,6 +187,11 @@ impl EngineBlocks {
 
     pub(super) fn find_held(&self, id: EngineBlockId) -> Option<RecordId> {
         self.find(id).filter(|&at| self[at].copies > 0)
+    }
+
+    /// The engine blocks held, each with its copies.
+    pub(super) fn copies(&self) -> impl Iterator<Item = (EngineBlockId, u32)> {
+        self.records.iter().filter(|record| record.copies > 0).map(|r| (r.id, r.copies))
     }
 
     /// Counts one more copy; true if there was none.

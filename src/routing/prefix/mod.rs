@@ -10,9 +10,12 @@
 //! a hole was turned down: it loses what the worker still has, and walks what it cuts.
 //!
 //! The parts: `node` (the runs and where each block lies), `recency` (what is trimmed, and when),
-//! `engine_blocks` (a worker's reports in its own block ids).
+//! `engine_blocks` (a worker's reports in its own block ids). [`holdings`] puts together what one
+//! worker holds in all its caches, and `digest` compares it with what the worker says.
 
+mod digest;
 mod engine_blocks;
+pub mod holdings;
 mod node;
 mod recency;
 mod worker_cache;
@@ -22,9 +25,11 @@ mod model;
 #[cfg(test)]
 mod tests;
 
+pub use digest::{BUCKETS_MAX, Digest, bucket_of, mix_id};
 pub use engine_blocks::{
     EngineBlockId, EngineBlocks, EngineStats, Rejection, RemovedOutcome, StoredOutcome,
 };
+pub use holdings::{Holdings, HoldingsParams, HoldingsStats, Matched, Tier, TierStats};
 pub use worker_cache::WorkerCache;
 
 use std::collections::HashMap;
@@ -156,10 +161,30 @@ impl PrefixIndex {
         self.walk(Cursor::ROOT, blocks).1
     }
 
-    /// Marks the matching part of a prompt as just used.
-    pub fn touch(&mut self, blocks: &[BlockHash]) {
-        let (cursor, _) = self.walk(Cursor::ROOT, blocks);
+    /// How many blocks from `blocks[from]` on are held without a gap, be they reachable from the
+    /// first one or not.
+    fn held_from(&self, blocks: &[BlockHash], from: usize) -> usize {
+        let held = blocks.get(from).and_then(|&block| self.tree.position(block));
+        let Some((id, depth)) = held.filter(|&(_, depth)| depth as usize == from) else { return 0 };
+        let parent = from.checked_sub(1).map(|above| blocks[above]);
+        self.walk(self.cursor_in(id, parent, depth), &blocks[from..]).1
+    }
+
+    /// The block before a held one; none before the first.
+    fn block_before(&self, block: BlockHash) -> Option<BlockHash> {
+        let (id, depth) = self.tree.position(block)?;
+        let node = &self.tree.nodes[id];
+        match (depth - node.start) as usize {
+            0 => node.parent(),
+            at => Some(node.label()[at - 1]),
+        }
+    }
+
+    /// Marks the matching part of a prompt as just used; returns how many blocks that is.
+    pub fn touch(&mut self, blocks: &[BlockHash]) -> usize {
+        let (cursor, matched) = self.walk(Cursor::ROOT, blocks);
         self.refresh_path(cursor.node);
+        matched
     }
 
     /// Whether a block is held, be it reachable or behind a hole.

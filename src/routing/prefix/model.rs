@@ -1,12 +1,14 @@
-//! Naive models: a prefix index as a list of blocks, a worker's cache as text under engine blocks.
+//! Naive models: a prefix index as a list of blocks, a worker's cache as text under engine blocks,
+//! a worker's holdings as sets of those.
 //!
-//! Both search everything for every answer and share no code with what they check, but for the
+//! All search everything for every answer and share no code with what they check, but for the
 //! hashes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use super::super::block::{BlockHash, mix};
-use super::Inserted;
+use super::{Inserted, Matched, Tier};
 
 /// The chained hash of each block of a path of symbols.
 pub(super) fn path(symbols: &[u8]) -> Vec<BlockHash> {
@@ -235,6 +237,12 @@ impl CacheModel {
         if path.len() > 1 && !self.holds(&path[..path.len() - 1]) {
             return false;
         }
+        self.store_alone(path);
+        true
+    }
+
+    /// As [`store`](Self::store), whatever comes before it.
+    fn store_alone(&mut self, path: &[u8]) {
         *self.copies.entry(path.to_vec()).or_default() += 1;
         for held in self.copies.keys().filter(|held| held.starts_with(path)) {
             for (block, under) in self.completed(held) {
@@ -243,23 +251,33 @@ impl CacheModel {
                 }
             }
         }
-        true
     }
 
     pub(super) fn remove(&mut self, path: &[u8]) -> bool {
-        let Some(copies) = self.copies.get_mut(path) else { return false };
-        *copies -= 1;
-        if *copies == 0 {
+        let copies = self.copies.get(path).copied();
+        copies.inspect(|copies| drop(self.set_copies(path, copies - 1))).is_some()
+    }
+
+    /// Sets the copies of what is held; returns the blocks that the last one uncovers.
+    fn set_copies(&mut self, path: &[u8], copies: u32) -> Vec<Vec<u8>> {
+        let mut gone = Vec::new();
+        if !self.holds(path) {
+            return gone;
+        }
+        self.copies.insert(path.to_vec(), copies);
+        if copies == 0 {
             for held in self.copies.keys().filter(|held| held.starts_with(path)) {
                 for (block, under) in self.completed(held) {
                     if under.contains(&path.len()) {
                         self.ours.remove(&block);
+                        gone.push(block);
                     }
                 }
             }
             self.copies.remove(path);
         }
-        true
+        gone.sort_unstable_by_key(|block| std::cmp::Reverse(block.len()));
+        gone
     }
 
     pub(super) fn insert(&mut self, text: &[u8]) {
@@ -278,5 +296,196 @@ impl CacheModel {
     pub(super) fn covered_blocks(&self, path: &[u8]) -> usize {
         let blocks = (1..=path.len()).flat_map(|end| self.completed(&path[..end]));
         blocks.take_while(|(_, under)| self.covered(path, under)).count()
+    }
+}
+
+/// A cache per rank and tier, and two generations of presumptions.
+pub(super) struct HoldingsModel {
+    pub(super) caches: BTreeMap<(u32, Tier), CacheModel>,
+    pub(super) young: IndexModel,
+    pub(super) old: IndexModel,
+    pub(super) blocks_max: usize,
+    pub(super) block_bytes: usize,
+    pub(super) text_bytes_max: u64,
+    pub(super) hash: fn(&[u8], usize) -> Vec<BlockHash>,
+    confirming: bool,
+    since: Instant,
+    ttl: Duration,
+}
+
+impl HoldingsModel {
+    pub(super) fn new(
+        (blocks_max, ttl): (usize, Duration),
+        (block_bytes, text_bytes_max): (usize, u64),
+        hash: fn(&[u8], usize) -> Vec<BlockHash>,
+        since: Instant,
+    ) -> Self {
+        let (young, old) = (IndexModel::default(), IndexModel::default());
+        let caches = BTreeMap::new();
+        let confirming = false;
+        Self {
+            caches,
+            young,
+            old,
+            blocks_max,
+            block_bytes,
+            text_bytes_max,
+            hash,
+            confirming,
+            since,
+            ttl,
+        }
+    }
+
+    fn cache(&mut self, rank: u32, tier: Tier) -> &mut CacheModel {
+        let (block_bytes, text_bytes_max) = (self.block_bytes, self.text_bytes_max);
+        let (copies, ours) = (HashMap::new(), HashSet::new());
+        let fresh = || CacheModel { copies, ours, block_bytes, text_bytes_max };
+        self.caches.entry((rank, tier)).or_insert_with(fresh)
+    }
+
+    fn last(&self, text: &[u8]) -> BlockHash {
+        *(self.hash)(text, self.block_bytes).last().expect("a block")
+    }
+
+    /// Leading blocks held by those caches of one rank, together with what is presumed.
+    fn reach(&self, text: &[u8], presumed: bool, which: impl Fn(u32, Tier) -> bool) -> usize {
+        (1..=text.len() / self.block_bytes)
+            .take_while(|blocks| {
+                let text = &text[..blocks * self.block_bytes];
+                let block = self.last(text);
+                let mut caches = self.caches.iter().filter(|((rank, tier), _)| which(*rank, *tier));
+                (presumed && (self.young.holds(block) || self.old.holds(block)))
+                    || caches.any(|(_, cache)| cache.ours.contains(text))
+            })
+            .count()
+    }
+
+    pub(super) fn matched(&self, text: &[u8]) -> Matched {
+        let ranks: HashSet<_> = self.caches.keys().map(|(rank, _)| *rank).chain([999]).collect();
+        let farthest = |presumed, last| {
+            let of_rank = |rank| self.reach(text, presumed, |r, tier| r == rank && tier <= last);
+            ranks.iter().map(|&rank| of_rank(rank)).max().expect("a rank")
+        };
+        let reach = Tier::ALL.map(|last| farthest(true, last));
+        let [gpu, cpu, storage] = reach;
+        let confirmed = farthest(false, Tier::Gpu);
+        Matched { gpu, cpu: cpu - gpu, storage: storage - cpu, confirmed }
+    }
+
+    pub(super) fn presume(&mut self, text: &[u8], now: Instant) {
+        self.expire(now);
+        let blocks = (self.hash)(text, self.block_bytes);
+        if self.confirming && self.matched(text).confirmed == blocks.len() {
+            return;
+        }
+        self.young.learn(&blocks);
+        self.old.learn(&blocks);
+        self.young.blocks_max = self.blocks_max;
+        self.young.insert(None, &blocks);
+        self.trim();
+    }
+
+    pub(super) fn trim(&mut self) {
+        self.old.blocks_max = self.blocks_max.saturating_sub(self.young.order.len());
+        self.old.trim(0, None);
+        self.young.blocks_max = self.blocks_max;
+        self.young.trim(0, None);
+    }
+
+    pub(super) fn retract(&mut self, blocks: &[BlockHash], keep: usize) -> usize {
+        self.young.retract(blocks, keep) + self.old.retract(blocks, keep)
+    }
+
+    pub(super) fn prefilled(&mut self, text: &[u8], now: Instant) {
+        if self.confirming {
+            let blocks = (self.hash)(text, self.block_bytes);
+            self.young.touch(&blocks);
+            self.old.touch(&blocks);
+        } else {
+            self.presume(text, now);
+        }
+    }
+
+    pub(super) fn set_confirming(&mut self, confirming: bool, now: Instant) {
+        if confirming && !self.confirming {
+            self.since = now;
+            if self.old.order.is_empty() {
+                std::mem::swap(&mut self.young, &mut self.old);
+            }
+        }
+        self.confirming = confirming;
+    }
+
+    pub(super) fn expire(&mut self, now: Instant) {
+        let generations = (now - self.since).as_nanos() / self.ttl.as_nanos();
+        if self.confirming && generations > 0 {
+            self.old.order.clear();
+            std::mem::swap(&mut self.young, &mut self.old);
+            self.since += self.ttl;
+            if generations > 1 {
+                self.old.order.clear();
+                self.since = now;
+            }
+        }
+    }
+
+    /// How many engine blocks of a chain are taken.
+    pub(super) fn store(&mut self, rank: u32, tier: Tier, path: &[u8], from: usize) -> usize {
+        if from > 0 && !self.caches.contains_key(&(rank, tier)) {
+            return 0;
+        }
+        let cache = self.cache(rank, tier);
+        (from + 1..=path.len()).take_while(|&end| cache.store(&path[..end])).count()
+    }
+
+    pub(super) fn store_known(&mut self, rank: u32, tier: Tier, path: &[u8]) -> bool {
+        let known = Tier::ALL
+            .iter()
+            .any(|tier| self.caches.get(&(rank, *tier)).is_some_and(|cache| cache.holds(path)));
+        if known {
+            self.cache(rank, tier).store_alone(path);
+        }
+        known
+    }
+
+    pub(super) fn remove(&mut self, rank: u32, tier: Tier, paths: &[Vec<u8>]) -> usize {
+        let Some(cache) = self.caches.get_mut(&(rank, tier)) else { return 0 };
+        let (mut known, mut gone) = (0, Vec::new());
+        for path in paths {
+            if let Some(&copies) = cache.copies.get(path) {
+                known += 1;
+                gone.extend(cache.set_copies(path, copies - 1));
+            }
+        }
+        self.uncovered(tier, &gone);
+        known
+    }
+
+    pub(super) fn set_copies(&mut self, rank: u32, path: &[u8], copies: u32) {
+        if let Some(cache) = self.caches.get_mut(&(rank, Tier::Gpu)) {
+            let gone = cache.set_copies(path, copies);
+            self.uncovered(Tier::Gpu, &gone);
+        }
+    }
+
+    fn uncovered(&mut self, tier: Tier, gone: &[Vec<u8>]) {
+        for text in gone {
+            let mut gpus = self.caches.iter().filter(|((_, tier), _)| *tier == Tier::Gpu);
+            if tier == Tier::Gpu && !gpus.any(|(_, cache)| cache.ours.contains(text)) {
+                let block = self.last(text);
+                self.young.remove(block);
+                self.old.remove(block);
+            }
+        }
+    }
+
+    pub(super) fn clear(&mut self, rank: u32) {
+        for (_, cache) in self.caches.iter_mut().filter(|((other, _), _)| *other == rank) {
+            cache.copies.clear();
+            cache.ours.clear();
+        }
+        self.young.order.clear();
+        self.old.order.clear();
     }
 }

@@ -11,12 +11,20 @@ use super::engine_blocks::{
 };
 use super::{Bounds, Inserted, PrefixIndex, Stats};
 
+/// What one cache knows of an engine block, for another cache of the same engine to record it.
+pub(super) struct Known {
+    record: Record,
+    /// The block of ours before the first that it completes.
+    above: Option<BlockHash>,
+}
+
 /// A chain of engine blocks on its way into the records and the index.
 struct Run {
     /// The block of ours before its first, and how many there are before.
     above: Option<BlockHash>,
     depth: u32,
     hasher: BlockHasher,
+    block_bytes: u16,
     /// How many of its blocks of ours are in the index or were left out.
     inserted: usize,
 }
@@ -35,6 +43,7 @@ impl Run {
             id,
             parent,
             joined,
+            block_bytes: self.block_bytes,
             copies: 1,
             depth: self.depth + blocks.len() as u32,
             chain: self.hasher.chain(),
@@ -72,14 +81,26 @@ impl WorkerCache {
     ///
     /// An id may come once per physical copy and counts as often. One that comes with another text
     /// or place than before replaces what it stood for, in all copies: its removal was lost. The
-    /// first block rejected rejects all behind it. `block_bytes` is the size of our blocks, the
-    /// same in every call between two [`cleared`](Self::cleared).
+    /// first block rejected rejects all behind it. `block_bytes` is the size of our blocks; a
+    /// parent that was stored with another size counts as unknown.
     pub fn stored<'a>(
+        &mut self,
+        root: Root,
+        parent: Option<EngineBlockId>,
+        blocks: impl Iterator<Item = (EngineBlockId, &'a [u8])>,
+        block_bytes: NonZeroUsize,
+    ) -> StoredOutcome {
+        self.stored_and(root, parent, blocks, block_bytes, |_| ())
+    }
+
+    /// As [`stored`](Self::stored); tells `gone` the blocks of ours that a replaced id stood for.
+    pub(super) fn stored_and<'a>(
         &mut self,
         root: Root,
         mut parent: Option<EngineBlockId>,
         mut blocks: impl Iterator<Item = (EngineBlockId, &'a [u8])>,
         block_bytes: NonZeroUsize,
+        mut gone: impl FnMut(BlockHash),
     ) -> StoredOutcome {
         let mut outcome = StoredOutcome::default();
         let Some(mut run) = self.run_after(root, parent, block_bytes) else {
@@ -99,7 +120,7 @@ impl WorkerCache {
             let mut known = self.engine_blocks.find(id);
             if let Some(at) = known.filter(|&at| !self.engine_blocks[at].agrees(&record)) {
                 self.insert_run(&mut run, complete, &mut outcome);
-                self.forget(at);
+                self.forget(at, &mut gone);
                 known = None;
             }
             if let Some(at) = known {
@@ -131,6 +152,16 @@ impl WorkerCache {
 
     /// The engine removed one copy of each of these blocks.
     pub fn removed(&mut self, ids: &[EngineBlockId]) -> RemovedOutcome {
+        self.removed_and(ids, |_| ())
+    }
+
+    /// As [`removed`](Self::removed); tells `gone` every block of ours that this leaves uncovered,
+    /// trimmed ones included.
+    pub(super) fn removed_and(
+        &mut self,
+        ids: &[EngineBlockId],
+        mut gone: impl FnMut(BlockHash),
+    ) -> RemovedOutcome {
         let mut outcome = RemovedOutcome::default();
         for &id in ids {
             let Some(at) = self.engine_blocks.find_held(id) else {
@@ -138,13 +169,86 @@ impl WorkerCache {
                 continue;
             };
             outcome.known += 1;
-            self.engine_blocks[at].copies -= 1;
-            if self.engine_blocks[at].copies == 0 {
-                outcome.removed_blocks += self.remove_covered(at);
-                self.engine_blocks.free(at);
-            }
+            let copies = self.engine_blocks[at].copies - 1;
+            outcome.removed_blocks += self.set_copies_at(at, copies, &mut gone);
         }
         outcome
+    }
+
+    /// Corrects the copies of an engine block that is held; returns how many blocks of ours that
+    /// removed.
+    pub(super) fn set_copies(
+        &mut self,
+        id: EngineBlockId,
+        copies: u32,
+        mut gone: impl FnMut(BlockHash),
+    ) -> usize {
+        let at = self.engine_blocks.find_held(id);
+        at.map_or(0, |at| self.set_copies_at(at, copies, &mut gone))
+    }
+
+    /// What is known of an engine block, held or kept for others; none where the block of ours
+    /// before it has to be known too and is not.
+    pub(super) fn known(&self, id: EngineBlockId) -> Option<Known> {
+        let record = self.engine_blocks[self.engine_blocks.find(id)?].clone();
+        let above = match record.completed.first() {
+            Some(&first) if record.depth as usize > record.completed.len() => {
+                Some(self.index.block_before(first)?)
+            }
+            _ => None,
+        };
+        Some(Known { record, above })
+    }
+
+    /// The engine stored a block here too that another of its caches knows.
+    pub(super) fn stored_known(
+        &mut self,
+        known: Known,
+        outcome: &mut StoredOutcome,
+        mut gone: impl FnMut(BlockHash),
+    ) {
+        let Known { record, above } = known;
+        let id = record.id;
+        let parent = record.parent.filter(|&parent| self.engine_blocks.find(parent).is_some());
+        let (first_child, next, previous) = (None, None, None);
+        let mut record = Record { parent, copies: 1, first_child, next, previous, ..record };
+        let mut at = self.engine_blocks.find(id);
+        if let Some(other) = at.filter(|&at| !self.engine_blocks[at].agrees(&record)) {
+            self.forget(other, &mut gone);
+            // With it may have gone a parent that was kept for it.
+            record.parent = parent.filter(|&parent| self.engine_blocks.find(parent).is_some());
+            at = None;
+        }
+        if let Some(at) = at {
+            self.engine_blocks.add_copy(at);
+        } else {
+            at = self.engine_blocks.add(record);
+        }
+        let Some(at) = at else {
+            outcome.reject(Rejection::Full, outcome.rejected_engine_blocks + 1);
+            return;
+        };
+        outcome.engine_blocks += 1;
+        let record = &self.engine_blocks[at];
+        let parent = record.parent.and_then(|parent| self.engine_blocks.find(parent));
+        let covered = parent.is_some_and(|parent| self.engine_blocks.tail_is_covered(parent));
+        if let Some(&joint) = record.completed.first() {
+            let (above, from) =
+                if record.joined && !covered { (Some(joint), 1) } else { (above, 0) };
+            let blocks = &record.completed[from..];
+            let depth = record.depth - blocks.len() as u32;
+            outcome.add(self.index.insert_behind(above, depth, blocks));
+        }
+        self.restore_joints(id, outcome);
+    }
+
+    /// The engine blocks held, each with its copies.
+    pub(super) fn copies(&self) -> impl Iterator<Item = (EngineBlockId, u32)> {
+        self.engine_blocks.copies()
+    }
+
+    pub(super) const fn index(&self) -> &PrefixIndex {
+        &self.index
     }
 
     /// The engine dropped its whole cache.
@@ -164,8 +268,8 @@ impl WorkerCache {
     }
 
     /// See [`PrefixIndex::touch`].
-    pub fn touch(&mut self, blocks: &[BlockHash]) {
-        self.index.touch(blocks);
+    pub fn touch(&mut self, blocks: &[BlockHash]) -> usize {
+        self.index.touch(blocks)
     }
 
     /// See [`PrefixIndex::retract`].
@@ -195,13 +299,18 @@ impl WorkerCache {
         parent: Option<EngineBlockId>,
         block_bytes: NonZeroUsize,
     ) -> Option<Run> {
+        let size = Record::size(block_bytes);
         let Some(parent) = parent else {
             let hasher = BlockHasher::new(root, block_bytes);
-            return Some(Run { above: None, depth: 0, hasher, inserted: 0 });
+            return Some(Run { above: None, depth: 0, hasher, block_bytes: size, inserted: 0 });
         };
         let record = &self.engine_blocks[self.engine_blocks.find_held(parent)?];
+        if record.block_bytes != size {
+            return None;
+        }
         let hasher = BlockHasher::resume(record.chain, &record.tail, block_bytes);
-        Some(Run { above: record.above(), depth: record.depth, hasher, inserted: 0 })
+        let (above, depth) = (record.above(), record.depth);
+        Some(Run { above, depth, hasher, block_bytes: size, inserted: 0 })
     }
 
     /// Inserts the blocks of a run up to its block `end`, but for those inserted or left out.
@@ -230,19 +339,35 @@ impl WorkerCache {
         }
     }
 
+    fn set_copies_at(
+        &mut self,
+        at: RecordId,
+        copies: u32,
+        gone: &mut impl FnMut(BlockHash),
+    ) -> usize {
+        self.engine_blocks[at].copies = copies;
+        if copies > 0 {
+            return 0;
+        }
+        let removed = self.remove_covered(at, gone);
+        self.engine_blocks.free(at);
+        removed
+    }
+
     /// Counts an engine block as gone and removes every block of ours that it lies under.
-    fn remove_covered(&mut self, at: RecordId) -> usize {
+    fn remove_covered(&mut self, at: RecordId, gone: &mut impl FnMut(BlockHash)) -> usize {
         self.engine_blocks.held -= 1;
         let joints = self.engine_blocks.joints_after(at).into_iter();
         let joints = joints.filter(|(by, ..)| by.copies > 0).map(|(_, joint, _)| joint);
         let completed = self.engine_blocks[at].completed.iter().rev().copied();
-        joints.chain(completed).filter(|&block| self.index.remove(block)).count()
+        let blocks = joints.chain(completed).inspect(|&block| gone(block));
+        blocks.filter(|&block| self.index.remove(block)).count()
     }
 
     /// Drops an engine block in all copies.
-    fn forget(&mut self, at: RecordId) {
+    fn forget(&mut self, at: RecordId, gone: &mut impl FnMut(BlockHash)) {
         if std::mem::take(&mut self.engine_blocks[at].copies) > 0 {
-            self.remove_covered(at);
+            self.remove_covered(at, gone);
         }
         self.engine_blocks.orphan_children(at);
         self.engine_blocks.free(at);

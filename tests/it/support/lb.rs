@@ -27,10 +27,12 @@ use super::{
 /// Ports are looked for again when somebody else was quicker.
 const STARTS_MAX: usize = 5;
 /// What every test gets unless it says otherwise.
+// Fake workers count what they are asked; tests of KV events switch them on.
 const BASE: &str = "
 threads: 2
 health: {interval_ms: 100, timeout_ms: 2000, models_interval_ms: 500}
 log: {level: debug}
+kv_events: off
 ";
 
 /// A scene not started yet.

@@ -11,6 +11,7 @@ mod raw;
 mod reporter;
 mod wait;
 mod worker;
+pub(crate) mod zmq_engine;
 
 pub(crate) use ask::{Ask, chat_body_of, noise, sha256_hex};
 pub(crate) use certs::{Authority, Identity};

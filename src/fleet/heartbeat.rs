@@ -1,0 +1,148 @@
+//! Heartbeats -> members: load, capacity, and workers that join.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Fleet, Member,
+    apply::enter_epoch,
+    reported::{RANKS_MAX, Said},
+};
+use crate::{
+    config::{ModelsDeclared, WorkerConfig, worker_url},
+    routing::WorkerId,
+    wire::report::{Heartbeat, Malformed},
+};
+
+/// Why a heartbeat is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HeartbeatError {
+    /// Unknown workers may not join.
+    #[error("worker_id: no worker `{0}` in the fleet, and `reports.join` is off")]
+    JoinOff(String),
+    /// Too many have joined.
+    #[error("worker_id: {0} workers have joined; `reports.joined_workers_max` allows no more")]
+    Full(usize),
+    /// A field is wrong.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+}
+
+/// What became of a heartbeat.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Beaten {
+    /// Whether the worker joined by it.
+    pub joined: bool,
+    /// Whether we lack batches the worker has sent: it should sync.
+    pub resync: bool,
+}
+
+impl Fleet {
+    /// Applies a heartbeat.
+    ///
+    /// # Errors
+    /// `HeartbeatError`; nothing was changed.
+    pub fn heartbeat(&self, beat: &Heartbeat, now: Instant) -> Result<Beaten, HeartbeatError> {
+        if let Some(member) = self.member(&beat.worker_id)
+            && (member.lease_until.is_none() || *member.url().text == *url_text(beat))
+        {
+            let resync = self.refresh(&member, beat, now)?;
+            return Ok(Beaten { joined: false, resync });
+        }
+        let member = self.admit(beat, now)?;
+        let resync = self.refresh(&member, beat, now)?;
+        Ok(Beaten { joined: true, resync })
+    }
+
+    fn refresh(&self, member: &Member, beat: &Heartbeat, now: Instant) -> Result<bool, Malformed> {
+        if let Some(until) = &member.lease_until {
+            *until.lock() = now + self.lease(beat);
+        }
+        let mut reported = member.reported.lock();
+        reported.at = Some(now);
+        let rank = reported.rank(beat.rank).ok_or_else(|| too_many_ranks("rank"))?;
+        rank.said = Said {
+            current_load: beat.current_load,
+            kv_blocks_total: beat.kv_blocks_total,
+            kv_blocks_used: beat.kv_blocks_used,
+            kv_block_tokens: beat.kv_block_tokens,
+            model: beat.model.clone(),
+        };
+        if let Some(epoch) = &beat.epoch {
+            enter_epoch(member, beat.rank, rank, epoch, now);
+        }
+        let resync = rank.wants_sync(beat.seq) || member.ask_resync.load(Relaxed);
+        let ours = member.counts.load().requests;
+        let foreign = reported.foreign(ours);
+        let capacity = reported.capacity_tokens();
+        drop(reported);
+        member.set_foreign(foreign);
+        if let Some(tokens) = capacity {
+            // Half as much again: too small a presumption costs far more than too large a one.
+            let blocks = self.config.index.blocks_of(tokens.saturating_add(tokens / 2));
+            member.truth.lock().said_capacity(blocks);
+            self.rebound(member);
+        }
+        Ok(resync)
+    }
+
+    fn lease(&self, beat: &Heartbeat) -> Duration {
+        let default = self.config.reports.as_ref().map_or(Duration::from_secs(15), |r| r.lease);
+        beat.lease_s.map_or(default, |s| Duration::from_secs(s.clamp(1, 3600)))
+    }
+
+    fn admit(&self, beat: &Heartbeat, now: Instant) -> Result<Arc<Member>, HeartbeatError> {
+        let id = WorkerId::try_new(&beat.worker_id)
+            .map_err(|error| Malformed::new("worker_id", error.to_string()))?;
+        let Some(reports) = self.config.reports.as_ref().filter(|reports| reports.join) else {
+            return Err(HeartbeatError::JoinOff(beat.worker_id.clone()));
+        };
+        let url = worker_url("worker_url", &beat.worker_url)
+            .map_err(|error| Malformed::new("worker_url", error.problem))?;
+        if self.config.upstream_tls.verify && !url.can_be_verified() {
+            let problem = "a certificate cannot be checked against an address; name the host";
+            return Err(Malformed::new("worker_url", problem).into());
+        }
+        let _changing = self.membership.lock();
+        let members = self.members();
+        if let Some(other) = members.iter().find(|m| m.id() != &id && m.url().addr == url.addr) {
+            let problem = format!("is the address of worker `{}`", other.id());
+            return Err(Malformed::new("worker_url", problem).into());
+        }
+        // The same id from another address: the worker moved; its old self leaves.
+        let kept: Vec<_> = members.iter().filter(|m| m.id() != &id).cloned().collect();
+        let joined = kept.iter().filter(|member| member.lease_until.is_some()).count();
+        if joined >= reports.joined_workers_max {
+            return Err(HeartbeatError::Full(joined));
+        }
+        self.members.store(Arc::new(kept));
+        let worker = WorkerConfig {
+            id,
+            url,
+            models: match &beat.model {
+                Some(model) => ModelsDeclared::Listed(vec![model.clone()]),
+                None => ModelsDeclared::Learn,
+            },
+            weight: 1.0,
+            inflight_max: self.config.limits.inflight_max,
+            cache_tokens: self.config.index.cache_tokens,
+            health_path: self.config.health.path.clone(),
+            kv_events: self.config.kv_events.clone(),
+        };
+        let lease = now + self.lease(beat);
+        let member = Arc::new(Member::new(worker, &self.config, Some(lease), now));
+        self.join(member.clone());
+        Ok(member)
+    }
+}
+
+/// More ranks than are told apart.
+pub(super) fn too_many_ranks(field: &str) -> Malformed {
+    Malformed::new(field, format!("at most {RANKS_MAX} ranks of a worker are told apart"))
+}
+
+fn url_text(beat: &Heartbeat) -> &str {
+    beat.worker_url.trim_end_matches('/')
+}

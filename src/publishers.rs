@@ -1,0 +1,197 @@
+//! The engines' KV events and the fleet: who publishes, and what becomes of it.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pingora::{server::ShutdownWatch, services::background::BackgroundService};
+
+use crate::{
+    clock,
+    config::{KvEvents, KvSource},
+    fleet::{Fleet, Member},
+    kv_events::{
+        Attach, Endpoint, KvEventService, Mode, Place, Settings, Sink, SourceKey, Worker, Workers,
+    },
+    telemetry::access_log::unix_s,
+    wire::kv_events::DecodedBatch,
+    worker_http::WorkerHttp,
+};
+
+/// The service: follows the publishers of all workers of `fleet`.
+pub fn service(fleet: Arc<Fleet>, http: WorkerHttp) -> Publishers {
+    let link = Arc::new(Link { fleet, http, followed: Mutex::default() });
+    Publishers { service: KvEventService::new(link.clone(), link, Settings::default()) }
+}
+
+/// See [`service`].
+pub struct Publishers {
+    service: KvEventService<Link, Link>,
+}
+
+#[async_trait]
+impl BackgroundService for Publishers {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        self.service.run(async move { drop(shutdown.changed().await) }).await;
+    }
+}
+
+struct Link {
+    fleet: Arc<Fleet>,
+    http: WorkerHttp,
+    /// Ranks that were connected, by worker.
+    followed: Mutex<HashMap<Arc<str>, BTreeSet<u32>>>,
+}
+
+impl Link {
+    fn member(&self, source: &SourceKey) -> Option<Arc<Member>> {
+        self.fleet.member(&source.worker)
+    }
+
+    /// What was published by a worker that reports in another way now, or left, is forgotten.
+    fn dismiss(&self, member: Option<&Member>, worker: &str) {
+        let Some(ranks) = self.followed.lock().remove(worker) else { return };
+        if let Some(member) = member {
+            for rank in ranks {
+                Fleet::publisher_dismissed(member, rank, clock::now());
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Workers for Link {
+    fn workers(&self) -> Vec<Worker> {
+        let members = self.fleet.members();
+        let gone: Vec<Arc<str>> = {
+            let followed = self.followed.lock();
+            let stays = |id: &str| members.iter().any(|member| member.id().as_str() == id);
+            followed.keys().filter(|id| !stays(id)).cloned().collect()
+        };
+        for id in gone {
+            self.dismiss(None, &id);
+        }
+        let worker = |member: &Arc<Member>| {
+            let mode = mode(member);
+            if mode == Mode::Off {
+                self.dismiss(Some(member), member.id().as_str());
+            }
+            Worker {
+                id: member.id().as_str().into(),
+                host: member.url().host.as_str().into(),
+                mode: Arc::new(mode),
+                flaps: member.flaps(),
+            }
+        };
+        members.iter().map(worker).collect()
+    }
+
+    async fn get(&self, worker: &Worker, path: &str) -> Result<Vec<u8>, String> {
+        let member = self.fleet.member(&worker.id).ok_or("the worker has left")?;
+        match self.http.ask(member.url(), path, None).await {
+            Ok((200, body)) => Ok(body),
+            Ok((status, _)) => Err(format!("{path} answers {status}")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// How a worker's events are come by, now.
+fn mode(member: &Member) -> Mode {
+    // Blocks are filed under the worker's model; and one that pushes its events must not be heard
+    // twice.
+    if member.first_model().is_none() || member.pushes() {
+        return Mode::Off;
+    }
+    match &member.config.kv_events {
+        KvEvents::Off => Mode::Off,
+        KvEvents::Auto => Mode::Auto,
+        KvEvents::Sources(sources) => {
+            Mode::Explicit(sources.iter().filter_map(|source| place(source).ok()).collect())
+        }
+    }
+}
+
+/// A configured source.
+///
+/// # Errors
+/// A sentence on what is wrong with it.
+pub fn place(source: &KvSource) -> Result<Place, String> {
+    let endpoint = |text: &str| Endpoint::parse(text).map_err(|bad| bad.to_string());
+    let events = if source.bind {
+        let address = source.endpoint.trim_start_matches("tcp://");
+        Attach::Bind(address.parse().map_err(|_| format!("`{address}` is no address to bind"))?)
+    } else {
+        Attach::Connect(endpoint(&source.endpoint)?)
+    };
+    let replay = source.replay_endpoint.as_deref().map(endpoint).transpose()?;
+    Ok(Place { events, replay, topic: source.topic.clone() })
+}
+
+impl Sink for Link {
+    fn batch(&self, source: &SourceKey, _seq: u64, batch: DecodedBatch) {
+        let Some(member) = self.member(source) else { return };
+        self.fleet.published(&member, source.rank, &batch.events, clock::now());
+        member.metrics.kv_batches.inc();
+        member.metrics.report_lag.observe((unix_s() - batch.ts).max(0.0));
+        let skipped = batch.skipped;
+        let refused = skipped.kinds + skipped.malformed + skipped.groups;
+        member.metrics.kv_refused.inc_by(u64::from(refused));
+    }
+
+    fn restarted(&self, source: &SourceKey) {
+        if let Some(member) = self.member(source) {
+            Fleet::publisher_restarted(&member, source.rank, clock::now());
+        }
+    }
+
+    fn gap(&self, source: &SourceKey, expected: u64, got: u64) {
+        if let Some(member) = self.member(source) {
+            Fleet::publisher_gap(&member, source.rank, expected, got, clock::now());
+        }
+    }
+
+    fn connected(&self, source: &SourceKey, complete: bool) {
+        self.followed.lock().entry(source.worker.clone()).or_default().insert(source.rank);
+        if let Some(member) = self.member(source) {
+            Fleet::publisher_connected(&member, source.rank, complete, clock::now());
+            let (worker, rank) = (&*source.worker, source.rank);
+            tracing::info!(worker, rank, complete, "KV events of worker are followed");
+        }
+    }
+
+    fn disconnected(&self, source: &SourceKey, why: &str) {
+        if let Some(member) = self.member(source) {
+            Fleet::publisher_lost(&member, source.rank, clock::now());
+            let (worker, rank) = (&*source.worker, source.rank);
+            tracing::warn!(worker, rank, why, "KV events of worker are not followed");
+        }
+    }
+
+    fn replayed(&self, source: &SourceKey, batches: u64) {
+        if let Some(member) = self.member(source) {
+            member.metrics.replayed.inc_by(batches);
+        }
+    }
+
+    fn garbage(&self, source: &SourceKey, why: &str, first: bool) {
+        if let Some(member) = self.member(source) {
+            member.metrics.kv_refused.inc();
+        }
+        if first {
+            let (worker, rank) = (&*source.worker, source.rank);
+            tracing::warn!(worker, rank, why, "garbage among the KV events of worker");
+        }
+    }
+
+    fn discovered(&self, worker: &Arc<str>, sources: Result<usize, &str>) {
+        match sources {
+            Ok(sources) => tracing::info!(%worker, sources, "worker publishes KV events"),
+            // Most engines do not.
+            Err(why) => tracing::debug!(%worker, why, "worker publishes no KV events"),
+        }
+    }
+}

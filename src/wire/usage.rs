@@ -1,0 +1,678 @@
+//! Reads out of an answer how much of its prompt the worker had cached.
+//!
+//! Every byte of every answer passes here, so nothing is kept and nothing is parsed twice: a small
+//! machine follows the JSON's nesting and notes the few numbers that stand at a known path. Only
+//! true keys count, at the top level or in the `response` or `message` an event wraps: text that
+//! spells `"usage":{..}` is inside a string, where a quote is always escaped, and a tool's argument
+//! or schema called `usage` lies deeper. So the result depends neither on where the answer was cut
+//! nor on where in it the usage stands. Head and tail windows were turned down: they need the
+//! machine all the same, as a window that opens in mid-string cannot tell text from keys.
+//!
+//! In a stream, whole lines without `"usage"` or `"timings"` are passed over by search alone.
+//!
+//! What engines send (recorded, or read in their sources): OpenAI's `usage` (vLLM, SGLang,
+//! llama.cpp); Responses' and Anthropic's `usage`, the latter with `input_tokens` *less* what was
+//! cached (vLLM 0.32, SGLang, llama.cpp); llama.cpp's `timings`, on its own endpoints and in its
+//! streams even where no usage was asked for. llama.cpp's `tokens_cached` is none of these: it
+//! counts what the slot holds after the answer. Not read: keys written with `\u` escapes, and one
+//! event's JSON spread over several `data:` lines, which no engine sends.
+
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
+/// How long a prompt was, and how much of it the worker held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of all prompts of the request.
+    pub prompt_tokens: u64,
+    /// Of these, taken from the worker's cache; at most all. `None` when the engine does not say
+    /// (vLLM without `--enable-prompt-tokens-details`).
+    pub cached_tokens: Option<u64>,
+}
+
+/// Watches one answer go by, cut into any chunks.
+#[derive(Clone, Debug)]
+pub struct UsageWatch {
+    /// Where in a line the next byte stands; a document is one long data line.
+    line: Line,
+    is_sse: bool,
+    scan: Scan,
+    found: Numbers,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    /// So many bytes of `data:` have come.
+    Start(usize),
+    /// After `data:`.
+    Data,
+    /// Some other line.
+    Skip,
+}
+
+const DATA: &[u8] = b"data:";
+
+impl UsageWatch {
+    /// For server-sent events, or else for one JSON document.
+    pub fn new(is_sse: bool) -> Self {
+        let line = if is_sse { Line::Start(0) } else { Line::Data };
+        Self { line, is_sse, scan: Scan::default(), found: Numbers::default() }
+    }
+
+    /// Takes the next chunk of the (uncompressed) body.
+    pub fn feed(&mut self, mut chunk: &[u8]) {
+        if !self.is_sse {
+            self.scan.feed(chunk);
+            return;
+        }
+        if self.line == Line::Start(0) {
+            let whole_lines = memchr::memrchr(b'\n', chunk).map_or(0, |at| at + 1);
+            if !may_hold_usage(&chunk[..whole_lines]) {
+                chunk = &chunk[whole_lines..];
+            }
+        }
+        while !chunk.is_empty() {
+            chunk = match self.line {
+                Line::Start(matched) => self.feed_prefix(matched, chunk),
+                Line::Data => {
+                    let end = memchr::memchr(b'\n', chunk);
+                    self.scan.feed(&chunk[..end.unwrap_or(chunk.len())]);
+                    self.end_line(chunk, end)
+                }
+                Line::Skip => self.end_line(chunk, memchr::memchr(b'\n', chunk)),
+            };
+        }
+    }
+
+    /// The last usage the answer gave; of an answer that broke off, the last one that came whole.
+    pub fn finish(mut self) -> Option<Usage> {
+        self.take_numbers();
+        self.found.usage()
+    }
+
+    fn feed_prefix<'a>(&mut self, matched: usize, chunk: &'a [u8]) -> &'a [u8] {
+        if chunk[0] == DATA[matched] {
+            self.line =
+                if matched + 1 < DATA.len() { Line::Start(matched + 1) } else { Line::Data };
+            return &chunk[1..];
+        }
+        self.line = Line::Skip;
+        chunk
+    }
+
+    fn end_line<'a>(&mut self, chunk: &'a [u8], end: Option<usize>) -> &'a [u8] {
+        let Some(end) = end else { return &[] };
+        self.take_numbers();
+        self.line = Line::Start(0);
+        &chunk[end + 1..]
+    }
+
+    /// An event or document that is not whole says nothing.
+    fn take_numbers(&mut self) {
+        if self.line == Line::Data {
+            let scan = std::mem::take(&mut self.scan);
+            if scan.is_whole() && scan.has_usage {
+                self.found.take(&scan.numbers);
+            }
+        }
+    }
+}
+
+/// Whether any of these lines may count for [`Numbers::take`].
+fn may_hold_usage(lines: &[u8]) -> bool {
+    static TIMINGS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"timings\""));
+    names_usage(lines) || names_object(&TIMINGS, lines)
+}
+
+/// Whether a `"usage"` stands here that begins an object: SGLang's `"usage":null` does not.
+pub(super) fn names_usage(bytes: &[u8]) -> bool {
+    static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage\""));
+    names_object(&USAGE, bytes)
+}
+
+fn names_object(key: &Finder<'_>, bytes: &[u8]) -> bool {
+    key.find_iter(bytes).any(|at| {
+        let behind = bytes[at + key.needle().len()..].trim_ascii_start();
+        let value = behind.strip_prefix(b":").map(<[u8]>::trim_ascii_start);
+        value.is_some_and(|value| value.starts_with(b"{"))
+    })
+}
+
+/// The numbers read, by [`Field`].
+#[derive(Clone, Copy, Debug, Default)]
+struct Numbers([Option<u64>; Field::COUNT]);
+
+impl Numbers {
+    /// Later events win, field by field: Anthropic's first event has the prompt, its last one may
+    /// have no more than the output.
+    fn take(&mut self, later: &Self) {
+        for (mine, later) in self.0.iter_mut().zip(later.0) {
+            *mine = later.or(*mine);
+        }
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        let of = |field: Field| self.0[field as usize];
+        let anthropic = |input: u64| {
+            let cached = of(Field::CacheRead).unwrap_or(0);
+            input.saturating_add(cached).saturating_add(of(Field::CacheCreation).unwrap_or(0))
+        };
+        let (cache_n, prompt_n) = (of(Field::CacheN), of(Field::PromptN));
+        let prompt_tokens = of(Field::PromptTokens)
+            .or(of(Field::InputTokens).map(anthropic))
+            .or(of(Field::TokensEvaluated))
+            .or(cache_n.zip(prompt_n).map(|(cached, rest)| cached.saturating_add(rest)))?;
+        let cached_tokens = of(Field::CachedTokens)
+            .or(of(Field::CacheRead))
+            .or(cache_n)
+            // llama.cpp before `cache_n`: `prompt_n` is what was not cached.
+            .or(prompt_n.map(|rest| prompt_tokens.saturating_sub(rest)))
+            .map(|cached| cached.min(prompt_tokens));
+        Some(Usage { prompt_tokens, cached_tokens })
+    }
+}
+
+/// A number that is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Field {
+    PromptTokens,
+    InputTokens,
+    CachedTokens,
+    CacheRead,
+    CacheCreation,
+    CacheN,
+    PromptN,
+    TokensEvaluated,
+}
+
+impl Field {
+    const COUNT: usize = Self::TokensEvaluated as usize + 1;
+}
+
+/// A key on the way to one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Key {
+    Other,
+    /// What an event wraps.
+    Wrapper,
+    Usage,
+    Timings,
+    Details,
+    Field(Field),
+}
+
+impl Key {
+    fn of(name: &[u8]) -> Self {
+        match name {
+            b"response" | b"message" => Self::Wrapper,
+            b"usage" => Self::Usage,
+            b"timings" => Self::Timings,
+            b"prompt_tokens_details" | b"input_tokens_details" => Self::Details,
+            b"prompt_tokens" => Self::Field(Field::PromptTokens),
+            b"input_tokens" => Self::Field(Field::InputTokens),
+            b"cached_tokens" => Self::Field(Field::CachedTokens),
+            b"cache_read_input_tokens" => Self::Field(Field::CacheRead),
+            b"cache_creation_input_tokens" => Self::Field(Field::CacheCreation),
+            b"cache_n" => Self::Field(Field::CacheN),
+            b"prompt_n" => Self::Field(Field::PromptN),
+            b"tokens_evaluated" => Self::Field(Field::TokensEvaluated),
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Depth of the deepest number: `response.usage.input_tokens_details.cached_tokens`.
+const DEPTH_MAX: usize = 4;
+/// Bytes of the longest key, `cache_creation_input_tokens`.
+const KEY_BYTES_MAX: usize = 27;
+/// Length of a text that is no key of ours.
+const NO_KEY: usize = usize::MAX;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    Between,
+    String,
+    /// After a backslash in a string.
+    Escape,
+    Number,
+}
+
+/// Follows one JSON value byte by byte, in constant memory. Of bytes that are no JSON it makes
+/// something, and stops at nothing.
+#[derive(Clone, Debug)]
+struct Scan {
+    at: At,
+    /// Lists and objects entered and not left.
+    depth: usize,
+    /// Left more than were entered.
+    broken: bool,
+    /// The key whose value comes or is being read, of each level down to the deepest of interest.
+    /// A list has none, which is why nothing inside one is ever read.
+    path: [Key; DEPTH_MAX],
+    /// The string read last, as far as it may be a key.
+    text: [u8; KEY_BYTES_MAX],
+    /// Its length.
+    text_len: usize,
+    field: Option<Field>,
+    number: u64,
+    /// Whether an object of usage or timings was entered.
+    has_usage: bool,
+    numbers: Numbers,
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        Self {
+            at: At::Between,
+            depth: 0,
+            broken: false,
+            path: [Key::Other; DEPTH_MAX],
+            text: [0; KEY_BYTES_MAX],
+            text_len: NO_KEY,
+            field: None,
+            number: 0,
+            has_usage: false,
+            numbers: Numbers::default(),
+        }
+    }
+}
+
+impl Scan {
+    fn is_whole(&self) -> bool {
+        self.depth == 0 && self.at == At::Between && !self.broken
+    }
+
+    fn feed(&mut self, mut bytes: &[u8]) {
+        while let Some((&byte, rest)) = bytes.split_first() {
+            match self.at {
+                At::Between => {
+                    self.structure(byte);
+                    bytes = rest;
+                }
+                At::Number => {
+                    if byte.is_ascii_digit() {
+                        let digit = u64::from(byte - b'0');
+                        self.number = self.number.saturating_mul(10).saturating_add(digit);
+                    } else if matches!(byte, b'.' | b'e' | b'E' | b'+' | b'-') {
+                        self.field = None;
+                    } else {
+                        self.at = At::Between;
+                        self.set_key(Key::Other);
+                        if let Some(field) = self.field.take() {
+                            self.numbers.0[field as usize] = Some(self.number);
+                        }
+                        continue;
+                    }
+                    bytes = rest;
+                }
+                At::Escape => {
+                    self.at = At::String;
+                    self.text_len = NO_KEY;
+                    bytes = rest;
+                }
+                At::String => {
+                    let end = memchr::memchr2(b'"', b'\\', bytes);
+                    self.keep(&bytes[..end.unwrap_or(bytes.len())]);
+                    let Some(end) = end else { return };
+                    self.at = if bytes[end] == b'"' { At::Between } else { At::Escape };
+                    bytes = &bytes[end + 1..];
+                }
+            }
+        }
+    }
+
+    /// A byte outside strings and numbers.
+    fn structure(&mut self, byte: u8) {
+        if byte.is_ascii_whitespace() {
+            return;
+        }
+        let text_len = std::mem::replace(&mut self.text_len, NO_KEY);
+        match byte {
+            b'"' => {
+                self.at = At::String;
+                self.set_key(Key::Other);
+                self.text_len = if self.depth > DEPTH_MAX { NO_KEY } else { 0 };
+            }
+            b':' => self.set_key(self.text.get(..text_len).map_or(Key::Other, Key::of)),
+            b'{' | b'[' => {
+                let usage = matches!(self.path(), [Key::Usage | Key::Timings]);
+                self.has_usage |= usage && byte == b'{';
+                self.depth += 1;
+                self.set_key(Key::Other);
+            }
+            b'}' | b']' => {
+                self.broken |= self.depth == 0;
+                self.depth = self.depth.saturating_sub(1);
+                self.set_key(Key::Other);
+            }
+            b'0'..=b'9' => {
+                self.at = At::Number;
+                self.number = u64::from(byte - b'0');
+                self.field = self.field_here();
+            }
+            b'-' => {
+                self.at = At::Number;
+                self.field = None;
+            }
+            // A comma, or a word that is no value of interest.
+            _ => self.set_key(Key::Other),
+        }
+    }
+
+    fn set_key(&mut self, key: Key) {
+        if let Some(level) = self.depth.checked_sub(1).and_then(|at| self.path.get_mut(at)) {
+            *level = key;
+        }
+    }
+
+    /// The keys down to here, without what an event wraps; empty where it is too deep.
+    fn path(&self) -> &[Key] {
+        match self.path.get(..self.depth) {
+            Some([Key::Wrapper, inner @ ..]) => inner,
+            Some(path) => path,
+            None => &[],
+        }
+    }
+
+    fn field_here(&self) -> Option<Field> {
+        use Field::{
+            CacheCreation, CacheN, CacheRead, CachedTokens, InputTokens, PromptN, PromptTokens,
+            TokensEvaluated,
+        };
+        let (parents, field) = match self.path() {
+            [parents @ .., Key::Field(field)] => (parents, *field),
+            _ => return None,
+        };
+        let belongs = match field {
+            PromptTokens | InputTokens | CacheRead | CacheCreation => parents == [Key::Usage],
+            CachedTokens => parents == [Key::Usage, Key::Details],
+            CacheN | PromptN => parents == [Key::Timings],
+            TokensEvaluated => parents.is_empty(),
+        };
+        belongs.then_some(field)
+    }
+
+    fn keep(&mut self, piece: &[u8]) {
+        if self.text_len == NO_KEY || piece.is_empty() {
+            return;
+        }
+        match self.text.get_mut(self.text_len..self.text_len + piece.len()) {
+            Some(room) => {
+                room.copy_from_slice(piece);
+                self.text_len += piece.len();
+            }
+            None => self.text_len = KEY_BYTES_MAX + 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A recording's answer, and whether it is a stream.
+    fn answer(recording: &[u8]) -> (Vec<u8>, bool) {
+        let mark = b"### RESPONSE";
+        let at = memchr::memmem::find(recording, mark).expect("has an answer");
+        let header = &recording[at..];
+        let end = memchr::memmem::find(header, b"\r\n\r\n").expect("has a header") + 4;
+        let (header, mut body) = header.split_at(end);
+        let header = header.to_ascii_lowercase();
+        let has = |word: &str| memchr::memmem::find(&header, word.as_bytes()).is_some();
+        let mut whole = Vec::new();
+        if !has("transfer-encoding: chunked") {
+            whole = body.to_vec();
+        }
+        while has("transfer-encoding: chunked") {
+            let line = memchr::memmem::find(body, b"\r\n").expect("size of a chunk");
+            let size = std::str::from_utf8(&body[..line]).expect("hexadecimal");
+            let size = usize::from_str_radix(size, 16).expect("hexadecimal");
+            if size == 0 {
+                break;
+            }
+            whole.extend_from_slice(&body[line + 2..line + 2 + size]);
+            body = &body[line + 2 + size + 2..];
+        }
+        (whole, has("text/event-stream"))
+    }
+
+    fn usage_in_pieces<'a>(
+        is_sse: bool,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> Option<(u64, Option<u64>)> {
+        let mut watch = UsageWatch::new(is_sse);
+        for piece in pieces {
+            watch.feed(piece);
+        }
+        watch.finish().map(|usage| (usage.prompt_tokens, usage.cached_tokens))
+    }
+
+    fn document(json: &str) -> Option<(u64, Option<u64>)> {
+        usage_in_pieces(false, std::iter::once(json.as_bytes()))
+    }
+
+    fn events(payloads: &[&str]) -> Option<(u64, Option<u64>)> {
+        let lines: Vec<_> = payloads.iter().map(|payload| format!("data: {payload}\n\n")).collect();
+        let stream = lines.concat();
+        usage_in_pieces(true, std::iter::once(stream.as_bytes()))
+    }
+
+    macro_rules! recorded {
+        ($(($name:literal, $expected:expr)),* $(,)?) => {
+            [$(($name, &include_bytes!(concat!("../../tests/fixtures/", $name, ".http.txt"))[..],
+                $expected)),*]
+        };
+    }
+
+    type Expected = Option<(u64, Option<u64>)>;
+
+    fn recordings() -> Vec<(&'static str, &'static [u8], Expected)> {
+        let some = |prompt, cached| Some((prompt, Some(cached)));
+        recorded![
+            ("vllm-0.32.0/chat_nonstream", some(30, 0)),
+            ("vllm-0.32.0/chat_return_token_ids", some(30, 0)),
+            ("vllm-0.32.0/chat_stream_usage", some(30, 0)),
+            ("vllm-0.32.0/chat_stream_continuous_usage", some(30, 0)),
+            ("vllm-0.32.0/chat_stream_nousage", None),
+            ("vllm-0.32.0/chat_stream_return_token_ids", None),
+            ("vllm-0.32.0/completion_text", some(4, 0)),
+            ("vllm-0.32.0/completion_list_text", some(6, 0)),
+            ("vllm-0.32.0/completion_n2_stream", None),
+            ("vllm-0.32.0/completion_stream_usage", some(4, 0)),
+            ("vllm-0.32.0/completion_warm_cached_tokens", some(241, 224)),
+            ("vllm-0.32.0/completion_warm_cached_tokens_stream", some(241, 224)),
+            ("vllm-0.32.0/completion_cached_no_details_flag", Some((100, None))),
+            ("vllm-0.32.0/responses_nonstream", some(10, 0)),
+            ("vllm-0.32.0/responses_stream", some(10, 0)),
+            ("vllm-0.32.0/anthropic_messages", some(10, 0)),
+            ("vllm-0.32.0/err_model_404", None),
+            ("llama.cpp/anthropic", some(29, 1)),
+            ("llama.cpp/chat_nonstream", some(29, 0)),
+            ("llama.cpp/chat_stream_usage", some(29, 24)),
+            ("llama.cpp/chat_stream_timings_per_token", some(29, 24)),
+            ("llama.cpp/chat_long_usage_cached_warm", some(824, 823)),
+            ("llama.cpp/completion_list", some(3, 1)),
+            ("llama.cpp/completion_stream", some(5, 1)),
+            ("llama.cpp/native_completion_cold", some(802, 0)),
+            ("llama.cpp/native_completion_warm", some(802, 801)),
+            ("llama.cpp/native_completion_warm_diff_tail", some(804, 801)),
+            ("llama.cpp/native_completion_cache_off", some(802, 0)),
+            ("llama.cpp/native_completion_stream", some(2, 0)),
+            ("llama.cpp/responses", some(25, 1)),
+            ("llama.cpp/err_404", None),
+        ]
+        .into()
+    }
+
+    #[test]
+    fn reads_what_engines_were_recorded_to_send() {
+        for (name, recording, expected) in recordings() {
+            let (body, is_sse) = answer(recording);
+            let found = usage_in_pieces(is_sse, std::iter::once(&body[..]));
+            assert_eq!(found, expected, "{name}");
+            assert_eq!(usage_in_pieces(is_sse, body.chunks(1)), expected, "{name}, byte by byte");
+        }
+    }
+
+    #[test]
+    fn anthropic_totals_include_what_was_cached() {
+        // vLLM 0.32: nothing is known of the cache until the last event, which restates the rest.
+        let start = r#"{"type":"message_start","message":{"id":"x","usage":{"input_tokens":241,"output_tokens":0}}}"#;
+        let delta = r#"{"type":"message_delta","usage":{"input_tokens":17,"output_tokens":4,"cache_creation_input_tokens":0,"cache_read_input_tokens":224}}"#;
+        assert_eq!(events(&[start, delta]), Some((241, Some(224))));
+        // llama.cpp and SGLang: the first event has it all, the last one only the output.
+        let start = r#"{"type":"message_start","message":{"usage":{"cache_read_input_tokens":24,"input_tokens":5,"output_tokens":0}}}"#;
+        let delta = r#"{"type":"message_delta","usage":{"output_tokens":4}}"#;
+        assert_eq!(events(&[start, delta]), Some((29, Some(24))));
+        let created = r#"{"usage":{"input_tokens":5,"cache_read_input_tokens":3,"cache_creation_input_tokens":2}}"#;
+        assert_eq!(document(created), Some((10, Some(3))));
+    }
+
+    #[test]
+    fn llama_tells_in_a_stream_that_did_not_ask() {
+        let last = r#"{"choices":[{"finish_reason":"stop","index":0,"delta":{}}],"timings":{"cache_n":24,"prompt_n":5,"prompt_ms":1.5}}"#;
+        assert_eq!(events(&[r#"{"choices":[]}"#, last]), Some((29, Some(24))));
+        let older = r#"{"content":"","tokens_evaluated":29,"tokens_cached":33,"timings":{"prompt_n":5,"prompt_ms":8e-1}}"#;
+        assert_eq!(document(older), Some((29, Some(24))));
+    }
+
+    #[test]
+    fn only_true_keys_in_their_place_count() {
+        let fake =
+            r#"{\"usage\":{\"prompt_tokens\":9,\"prompt_tokens_details\":{\"cached_tokens\":9}}}"#;
+        assert_eq!(document(&format!(r#"{{"choices":[{{"text":"{fake}"}}]}}"#)), None);
+        assert_eq!(events(&[&format!(r#"{{"choices":[{{"text":"{fake}"}}]}}"#)]), None);
+        assert_eq!(document(r#"{"text":"\\","usage":{"prompt_tokens":3}}"#), Some((3, None)));
+        assert_eq!(document(r#"{"a":"\\\"usage","usage":{"prompt_tokens":3}}"#), Some((3, None)));
+        for deeper in [
+            r#"{"content":[{"input":{"usage":{"prompt_tokens":9}}}]}"#,
+            r#"{"choices":[{"usage":{"prompt_tokens":9}}]}"#,
+            r#"{"tools":{"usage":{"prompt_tokens":9}}}"#,
+            r#"{"usage":[{"prompt_tokens":9}]}"#,
+            r#"[{"usage":{"prompt_tokens":9}}]"#,
+            r#"{"usage":{"x":{"prompt_tokens":9}}}"#,
+            r#"{"response":{"response":{"usage":{"prompt_tokens":9}}}}"#,
+            r#"{"metadata":{"response":{"usage":{"prompt_tokens":9}}}}"#,
+            r#"{"\"usage":{"prompt_tokens":9}}"#,
+        ] {
+            assert_eq!(document(deeper), None, "{deeper}");
+            assert_eq!(events(&[deeper]), None, "{deeper}");
+        }
+    }
+
+    #[test]
+    fn odd_numbers_are_left_out_and_cached_is_at_most_all() {
+        let of = |prompt: &str, cached: &str| {
+            document(&format!(
+                r#"{{"usage" : {{ "prompt_tokens" :{prompt}, "prompt_tokens_details": {{"cached_tokens":{cached} }} }} }}"#
+            ))
+        };
+        assert_eq!(of("10", "12"), Some((10, Some(10))));
+        assert_eq!(of("10", "null"), Some((10, None)));
+        assert_eq!(of("10", "-1"), Some((10, None)));
+        assert_eq!(of("10", "1.5"), Some((10, None)));
+        assert_eq!(of("10", "\"4\""), Some((10, None)));
+        assert_eq!(of("null", "4"), None);
+        let huge = "9".repeat(40);
+        assert_eq!(of(&huge, &huge), Some((u64::MAX, Some(u64::MAX))));
+    }
+
+    #[test]
+    fn the_last_usage_that_came_whole_counts() {
+        let usage =
+            |tokens: u64| format!(r#"{{"choices":[],"usage":{{"prompt_tokens":{tokens}}}}}"#);
+        assert_eq!(events(&[&usage(1), &usage(2), "[DONE]"]), Some((2, None)));
+        let cut = format!("data:{}\r\n\r\ndata:{}", usage(1), &usage(23)[..38]);
+        assert_eq!(usage_in_pieces(true, std::iter::once(cut.as_bytes())), Some((1, None)));
+        let unended = format!(": hello\ndata: {}", usage(7));
+        assert_eq!(usage_in_pieces(true, std::iter::once(unended.as_bytes())), Some((7, None)));
+        assert_eq!(document(&usage(23)[..38]), None);
+        assert_eq!(document(&format!("{}}}", usage(23))), None);
+    }
+
+    #[test]
+    fn usage_is_found_at_either_end_of_a_large_document() {
+        let text = "lorem \\\"ipsum\\\" \\n".repeat(1 << 18);
+        let usage = r#""usage":{"prompt_tokens":7,"prompt_tokens_details":{"cached_tokens":5}}"#;
+        for json in
+            [format!(r#"{{{usage},"text":"{text}"}}"#), format!(r#"{{"text":"{text}",{usage}}}"#)]
+        {
+            assert_eq!(usage_in_pieces(false, json.as_bytes().chunks(16384)), Some((7, Some(5))));
+            let event = format!("data: {json}\n\n");
+            assert_eq!(usage_in_pieces(true, event.as_bytes().chunks(16384)), Some((7, Some(5))));
+        }
+    }
+
+    /// `cargo test --release -- --ignored --nocapture costs`
+    #[test]
+    #[ignore = "measures"]
+    #[expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
+    fn costs() {
+        let plain = r#"{"id":"chatcmpl-a60598d305aadc69","object":"chat.completion.chunk","created":1795252248,"model":"tiny-qwen3","choices":[{"index":0,"delta":{"content":" the"},"logprobs":null,"finish_reason":null}]}"#;
+        let usage = r#"{"id":"chatcmpl-a60598d305aadc69","object":"chat.completion.chunk","created":1795252248,"choices":[{"index":0,"delta":{"content":" the"}}],"usage":{"prompt_tokens":30,"total_tokens":31}}"#;
+        let document = format!(r#"{{"text":"{}"}}"#, "lorem ipsum\\n ".repeat(1 << 20));
+        let ids = format!("[{}]", "151644,".repeat(1 << 20));
+        for (name, is_sse, chunk, rounds) in [
+            ("plain event", true, format!("data: {plain}\n\n"), 1_000_000),
+            ("event with usage", true, format!("data: {usage}\n\n"), 1_000_000),
+            (
+                "event with null",
+                true,
+                format!(
+                    "data: {}\n\n",
+                    usage.replace(r#"{"prompt_tokens":30,"total_tokens":31}"#, "null")
+                ),
+                1_000_000,
+            ),
+            ("half an event", true, plain[..100].to_owned(), 1_000_000),
+            ("document, text", false, document, 4),
+            ("document, token ids", false, ids, 4),
+        ] {
+            let mut watch = UsageWatch::new(is_sse);
+            let from = std::time::Instant::now();
+            for _ in 0..rounds {
+                watch.feed(std::hint::black_box(chunk.as_bytes()));
+            }
+            let ns = from.elapsed().as_nanos() as f64 / f64::from(rounds);
+            let rate = chunk.len() as f64 / ns;
+            println!("{name}: {} bytes, {ns:.1} ns, {rate:.2} GB/s", chunk.len());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_cuts_do_not_matter(
+            which in any::<prop::sample::Index>(),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+        ) {
+            let recordings = recordings();
+            let (name, recording, expected) = recordings[which.index(recordings.len())];
+            let (body, is_sse) = answer(recording);
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
+            cuts.extend([0, body.len()]);
+            cuts.sort_unstable();
+            let pieces = cuts.windows(2).map(|cut| &body[cut[0]..cut[1]]);
+            prop_assert_eq!(usage_in_pieces(is_sse, pieces), expected, "{}", name);
+        }
+
+        /// Bytes from an alphabet that gets far into the machine, cut anywhere: no panic, and the
+        /// same result.
+        #[test]
+        fn arbitrary_bytes_do_no_harm(
+            words in prop::collection::vec(prop::sample::select(vec![
+                &b"\""[..], b"{", b"}", b"[", b"]", b":", b",", b"\\", b"\n", b"\r\n", b"data:", b" ",
+                b"\"usage\"", b"usage", b"\"prompt_tokens\":", b"1", b"234", b"-", b"e", b"\xff",
+                b"\"response\":{", b"\"timings\":{\"cache_n\":", b"null", b"{\"usage\":{\"prompt_tokens\":5}}",
+            ]), 0..80),
+            is_sse in any::<bool>(),
+            cut in 1usize..40,
+        ) {
+            let bytes = words.concat();
+            let whole = usage_in_pieces(is_sse, std::iter::once(&bytes[..]));
+            prop_assert_eq!(usage_in_pieces(is_sse, bytes.chunks(cut)), whole);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Cache truth through the real binary.
