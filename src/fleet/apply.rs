@@ -257,14 +257,20 @@ pub(super) fn enter_epoch(
     now: Instant,
 ) {
     let source = Source::Pushed(rank);
+    // One that only sends heartbeats tells of no cache.
+    let told = reports.next_seq.is_some();
     match reports.enter_epoch(epoch) {
         Entered::Restarted => {
             member.ask_resync.store(false, Relaxed);
             events::epoch_changed(member.id().as_str(), epoch);
-            member.hears(source, SourceEvent::Restarted { complete: true }, now);
+            if told {
+                member.hears(source, SourceEvent::Restarted { complete: true }, now);
+            } else {
+                member.drop_all("a new epoch of its engine");
+            }
         }
-        Entered::Same => member.hears_on(source, now),
-        Entered::First => {}
+        Entered::Same if told => member.hears_on(source, now),
+        Entered::Same | Entered::First => {}
     }
 }
 

@@ -62,6 +62,7 @@ impl Fleet {
         }
         let mut reported = member.reported.lock();
         reported.at = Some(now);
+        reported.due = Some(now + self.lease(beat));
         let rank = reported.rank(beat.rank).ok_or_else(|| too_many_ranks("rank"))?;
         rank.said = Said {
             current_load: beat.current_load,

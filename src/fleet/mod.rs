@@ -35,6 +35,7 @@ pub use pick::{PickError, Picked, PromptAsk};
 pub use status::WorkerStatus;
 pub use sync::Synced;
 pub use truth::Domain;
+use truth::{Source, SourceEvent};
 
 use crate::{
     config::Config,
@@ -190,7 +191,14 @@ impl Fleet {
         }
         for member in members.iter() {
             member.ages(now);
-            let at = member.reported.lock().at;
+            let (at, silent) = {
+                let mut reported = member.reported.lock();
+                let overdue = reported.due.take_if(|due| *due <= now).is_some();
+                (reported.at, if overdue { reported.telling() } else { Vec::new() })
+            };
+            for rank in silent {
+                member.hears(Source::Pushed(rank), SourceEvent::Lost, now);
+            }
             if at.is_none_or(|at| now.saturating_duration_since(at) > FOREIGN_FOR) {
                 member.set_foreign(0);
             }

@@ -14,6 +14,8 @@ pub struct Reported {
     pub ranks: BTreeMap<u32, RankReports>,
     /// Last heartbeat or batch.
     pub at: Option<Instant>,
+    /// When the next heartbeat is overdue; of one that sends none, silence means nothing.
+    pub due: Option<Instant>,
     /// Requests the worker had beyond ours, at its last two heartbeats.
     pub excess: [u32; 2],
 }
@@ -91,6 +93,12 @@ impl Reported {
             return None;
         }
         Some(self.ranks.entry(rank).or_default())
+    }
+
+    /// Ranks that told of their cache.
+    pub fn telling(&self) -> Vec<u32> {
+        let told = self.ranks.iter().filter(|(_, rank)| rank.next_seq.is_some());
+        told.map(|(rank, _)| *rank).collect()
     }
 
     /// The model its heartbeats name.

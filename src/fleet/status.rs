@@ -49,6 +49,7 @@ pub struct IndexStatus {
 
 /// What answers said of what we predicted.
 #[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the JSON's names carry the unit")]
 pub struct PredictionStatus {
     pub predicted_tokens: u64,
     pub actual_tokens: u64,

@@ -10,7 +10,7 @@ use crate::{
     routing::{
         block::BlockHash,
         capacity::{CapacityEstimate, Sent},
-        prefix::{Bounds, HoldingsParams, Matched},
+        prefix::{Bounds, Holdings, HoldingsParams, Matched},
         trust::{Action, Rank, Trust, TrustParams, TrustState, WorkerEvent},
     },
     telemetry::events,
@@ -188,34 +188,30 @@ impl Member {
             Action::None => {}
             Action::AskResync => self.ask_resync.store(true, Relaxed),
             Action::DropSource(rank) => {
-                let blocks = {
-                    let mut holdings = self.holdings.lock();
-                    let blocks = holdings.stats().blocks();
+                self.drop_holdings("its engine's cache is empty", |holdings| {
                     holdings.drop_rank(rank.0);
-                    blocks
-                };
-                self.unconfirmed.lock().clear();
-                self.truth.lock().capacity.cleared();
-                events::holdings_dropped(
-                    self.id().as_str(),
-                    blocks,
-                    "the cache of its engine is empty",
-                );
-                self.metrics.drops.inc();
+                });
             }
-            Action::DropAll => {
-                let blocks = {
-                    let mut holdings = self.holdings.lock();
-                    let blocks = holdings.stats().blocks();
-                    holdings.drop_all();
-                    blocks
-                };
-                self.unconfirmed.lock().clear();
-                self.truth.lock().capacity.cleared();
-                events::holdings_dropped(self.id().as_str(), blocks, "it must have lost its cache");
-                self.metrics.drops.inc();
-            }
+            Action::DropAll => self.drop_all("it is empty, or must be"),
         }
+    }
+
+    /// Forgets all that is believed of its cache.
+    pub(super) fn drop_all(&self, why: &str) {
+        self.drop_holdings(why, Holdings::drop_all);
+    }
+
+    fn drop_holdings(&self, why: &str, drop: impl FnOnce(&mut Holdings)) {
+        let blocks = {
+            let mut holdings = self.holdings.lock();
+            let blocks = holdings.stats().blocks();
+            drop(&mut holdings);
+            blocks
+        };
+        self.unconfirmed.lock().clear();
+        self.truth.lock().capacity.cleared();
+        events::holdings_dropped(self.id().as_str(), blocks, why);
+        self.metrics.drops.inc();
     }
 
     /// The model its blocks are of when they name none: adapters come after their base model.

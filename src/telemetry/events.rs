@@ -114,6 +114,9 @@ pub fn trust_changed(worker: &str, from: &str, to: &str) {
 
 /// All we believed of a worker's cache proved wrong, or may be.
 pub fn holdings_dropped(worker: &str, blocks: usize, why: &str) {
+    if blocks == 0 {
+        return;
+    }
     tracing::warn!(worker, blocks, why, "what was believed of worker's cache is dropped");
 }
 

@@ -170,7 +170,15 @@ def completions(client, tokens, seed, count=8):
         client.send("completion", "/v1/completions", body, stream=index % 4 < 2)
 
 
-def storm(client, tokens, seed, count=60, together=3):
+def fresh(client, tokens, kind):
+    """A prompt that was never sent before."""
+    rng = random.Random()
+    messages = [{"role": "user", "content": " ".join(sentence(rng, 12) for _ in range(20))}]
+    body = {"messages": messages, "max_tokens": 8, "allowed_token_ids": tokens}
+    client.send(kind, "/v1/chat/completions", body, stream=False)
+
+
+def storm(client, tokens, seed, count=120, together=3):
     """Long prompts, of which many come back: more than fits, so that engines evict all the time."""
     rng = random.Random(f"{seed} storm")
     prompts = [" ".join(sentence(rng, 12) for _ in range(rng.randrange(20, 60))) for _ in range(count // 2)]
