@@ -55,3 +55,4 @@ bench: setup
 	$(CARGO) build --release -p warmroute-bench
 	$(CARGO) run --release -p warmroute-bench --bin bench-proxy -- $(BENCH_ARGS)
 	$(CARGO) run --release -p warmroute-bench --bin bench-scale
+	$(CARGO) run --release -p warmroute-bench --bin bench-events

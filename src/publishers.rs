@@ -133,7 +133,8 @@ pub fn place(source: &KvSource) -> Result<Place, String> {
 
 impl Sink for Link {
     fn batch(&self, source: &SourceKey, _seq: u64, batch: DecodedBatch) {
-        let Some(member) = self.member(source) else { return };
+        // One that has begun to push is not let go before the next look at the workers.
+        let Some(member) = self.member(source).filter(|member| !member.pushes()) else { return };
         self.fleet.published(&member, source.rank, &batch.events, clock::now());
         member.metrics.kv_batches.inc();
         member.metrics.report_lag.observe((unix_s() - batch.ts).max(0.0));

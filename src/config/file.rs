@@ -142,10 +142,10 @@ pub struct Worker {
 pub enum KvEvents {
     /// `auto` or `off`.
     Mode(String),
+    /// One source a data-parallel rank, in order. (Before `One`, which an empty list fits too.)
+    Many(Vec<KvSource>),
     /// One source.
     One(KvSource),
-    /// One source a data-parallel rank, in order.
-    Many(Vec<KvSource>),
 }
 
 /// One publisher of KV events.

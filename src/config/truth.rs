@@ -94,9 +94,10 @@ pub(super) fn aligned_models(
                 let value = model.aliases.join(", ");
                 return Err(ConfigError::new(key("aliases"), value, "without effect", remedy));
             }
-            if model.block_hash.is_some() {
+            if let Some(hash) = &model.block_hash {
                 let remedy = "give the model a `tokenizer`, or remove `block_hash`";
-                return Err(ConfigError::new(key("block_hash"), "", "without effect", remedy));
+                let value = format!("`{}`", hash.algorithm);
+                return Err(ConfigError::new(key("block_hash"), value, "without effect", remedy));
             }
             continue;
         };
@@ -174,10 +175,11 @@ fn kv_source(key: &str, source: &file::KvSource) -> Checked<KvSource> {
     let (endpoint, bind) = match (&source.endpoint, &source.bind) {
         (Some(endpoint), None) => (endpoint, false),
         (None, Some(bind)) => (bind, true),
-        _ => {
+        (endpoint, _) => {
+            let value = if endpoint.is_some() { "both" } else { "neither" };
             let problem = "exactly one of `endpoint` and `bind` is needed";
             let remedy = "write {endpoint: \"tcp://HOST:PORT\"}";
-            return Err(ConfigError::new(key, "", problem, remedy));
+            return Err(ConfigError::new(key, value, problem, remedy));
         }
     };
     for endpoint in [Some(endpoint), source.replay_endpoint.as_ref()].into_iter().flatten() {

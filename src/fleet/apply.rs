@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Blocks applied under one hold of a worker's index, so that requests wait for microseconds.
-const BLOCKS_A_HOLD: usize = 256;
+const BLOCKS_A_HOLD: usize = 32;
 
 /// Bytes of an engine block that stands for itself by its own hash.
 pub(super) const BARE_BLOCK_BYTES: NonZeroUsize = NonZeroUsize::new(8).expect("not zero");
@@ -164,6 +164,10 @@ impl Fleet {
         let (rank, tier) = (source.rank(), pure(stored.tier));
         let mut total = StoredOutcome::default();
         let mut parent = stored.parent.map(engine_id);
+        if tier != Tier::Gpu && is_known(member, rank, stored) {
+            // Moved there from the GPU's memory, which may be the only one to hold the parent.
+            return store_known(member, rank, tier, stored);
+        }
         let named = stored.model.as_deref().unwrap_or(model);
         let bare = self.aligned.of(named).is_some_and(|model| model.block_hash.is_some());
         if bare && stored.is_tokens() {
@@ -181,11 +185,7 @@ impl Fleet {
             return total;
         }
         let Some(blocks) = stored.blocks() else {
-            for ids in stored.ids.chunks(BLOCKS_A_HOLD) {
-                let ids: Vec<_> = ids.iter().copied().map(engine_id).collect();
-                add(&mut total, member.holdings.lock().stored_known(rank, tier, &ids));
-            }
-            return total;
+            return store_known(member, rank, tier, stored);
         };
         let (root, block_bytes, domain) = if stored.is_tokens() {
             (self.token_root_of(named, stored), TOKEN_BLOCK_BYTES, Domain::Tokens)
@@ -227,6 +227,24 @@ impl Fleet {
             stored.cache_salt.as_deref().unwrap_or(""),
         )
     }
+}
+
+/// Whether all blocks of an event are known from before.
+fn is_known(member: &Member, rank: u32, stored: &Stored) -> bool {
+    stored.ids.chunks(BLOCKS_A_HOLD).all(|ids| {
+        let ids: Vec<_> = ids.iter().copied().map(engine_id).collect();
+        member.holdings.lock().knows(rank, &ids)
+    })
+}
+
+/// Applies a stored event by the names of its blocks.
+fn store_known(member: &Member, rank: u32, tier: Tier, stored: &Stored) -> StoredOutcome {
+    let mut total = StoredOutcome::default();
+    for ids in stored.ids.chunks(BLOCKS_A_HOLD) {
+        let ids: Vec<_> = ids.iter().copied().map(engine_id).collect();
+        add(&mut total, member.holdings.lock().stored_known(rank, tier, &ids));
+    }
+    total
 }
 
 /// The model that stored events are filed under when they name none.

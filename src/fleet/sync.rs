@@ -71,6 +71,8 @@ impl Fleet {
                 (answer, "snapshot")
             }
         };
+        // What it also publishes is not needed.
+        member.set_pushes();
         if answer.want == Want::Nothing {
             rank.synced(sync.seq);
             member.ask_resync.store(false, Relaxed);

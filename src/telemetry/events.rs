@@ -105,7 +105,7 @@ pub fn publisher_gap(worker: &str, rank: u32, expected: u64, got: u64) {
 
 /// How far we believe what we know of a worker's cache has changed.
 pub fn trust_changed(worker: &str, from: &str, to: &str) {
-    if to == "degraded" {
+    if from == "exact" {
         tracing::warn!(worker, from, to, "trust in what is known of worker's cache changed");
     } else {
         tracing::info!(worker, from, to, "trust in what is known of worker's cache changed");

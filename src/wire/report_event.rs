@@ -117,8 +117,11 @@ fn read_event(raw: &str) -> Result<Event, Malformed> {
 /// Blocks `ids` as `form` describes them.
 pub(super) fn stored(ids: Vec<BlockId>, form: BlocksForm) -> Result<Stored, Malformed> {
     let tier = tier(form.medium.as_deref());
-    let (salt, extra) =
-        extras(form.extra_keys.unwrap_or_default(), form.lora_name.as_deref().unwrap_or(""));
+    let (salt, extra) = extras(
+        form.extra_keys.unwrap_or_default(),
+        form.lora_name.as_deref().unwrap_or(""),
+        form.parent_block_hash.is_none(),
+    );
     let content = match (form.text, form.token_ids) {
         (Some(TextForm::Blocks(text)), _) if text.len() == ids.len() => Content::Text(text),
         (Some(TextForm::Blocks(text)), _) => {
@@ -180,11 +183,12 @@ pub fn tier(medium: Option<&str>) -> Tier {
     }
 }
 
-/// vLLM's untagged extra keys, per block: the salt (a string in the first block that is not the
-/// adapter's name), and a hash of whatever else a block depends on.
+/// vLLM's untagged extra keys, per block: the salt (a string in a prompt's first block that is not
+/// the adapter's name), and a hash of whatever else a block depends on.
 fn extras(
     keys: Vec<Option<Vec<serde_json::Value>>>,
     lora: &str,
+    starts: bool,
 ) -> (Option<String>, Vec<(usize, u64)>) {
     let (mut salt, mut extra) = (None, Vec::new());
     for (block, keys) in keys.into_iter().enumerate() {
@@ -193,7 +197,7 @@ fn extras(
         for key in keys.into_iter().flatten() {
             match key {
                 serde_json::Value::String(text) if lora == Some(&*text) => lora = None,
-                serde_json::Value::String(text) if block == 0 && salt.is_none() => {
+                serde_json::Value::String(text) if starts && block == 0 && salt.is_none() => {
                     salt = Some(text);
                 }
                 other => rest.push(other.to_string()),

@@ -167,7 +167,11 @@ fn of(field: &str, buckets: usize) -> Result<(), Malformed> {
 fn blocks(field: &str, forms: Vec<BlocksForm>) -> Result<Vec<Block>, Malformed> {
     let block = |(at, form): (usize, BlocksForm)| {
         let copies = form.copies.unwrap_or(1);
-        let id = form.block_hash.ok_or_else(|| Malformed::new("block_hash", "is required"));
+        let id = match form.block_hash {
+            None => Err(Malformed::new("block_hash", "is required")),
+            Some(_) if copies == 0 => Err(Malformed::new("copies", "is 0: leave the block out")),
+            Some(id) => Ok(id),
+        };
         let stored = id.and_then(|id| stored(vec![id], form)).map_err(|mut malformed| {
             malformed.field = format!("{field}.blocks[{at}].{}", malformed.field);
             malformed

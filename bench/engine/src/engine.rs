@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::batch::{Batch, Step};
 use crate::http::{self, Desk};
 use crate::options::EngineOptions;
-use crate::reports::{self, Epoch, Journal};
+use crate::reports::{self, Journal};
 
 /// How far behind its own clock a busy machine may fall before the engine forgets about it.
 const LAG_MAX: Duration = Duration::from_millis(50);
@@ -68,7 +68,9 @@ pub struct EngineStats {
     pub reports_accepted: u64,
     /// Event batches or heartbeats it did not.
     pub reports_failed: u64,
-    /// New epochs since the start: the router asked, or too much was lost.
+    /// Syncs with the router that were brought to their end.
+    pub syncs: u64,
+    /// New epochs since the start: the router asked, or too much was lost, and no sync was possible.
     pub resyncs: u64,
 }
 
@@ -85,7 +87,8 @@ pub(crate) struct Shared {
     healthy: AtomicBool,
     /// Open connections.
     pub(crate) connections: AtomicUsize,
-    pub(crate) epoch: Epoch,
+    /// Reports are held back.
+    pub(crate) is_mute: AtomicBool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +119,7 @@ impl Engine {
             paused: AtomicBool::new(false),
             healthy: AtomicBool::new(true),
             connections: AtomicUsize::new(0),
-            epoch: Epoch::new(),
+            is_mute: AtomicBool::new(false),
             options,
             url,
         });
@@ -161,6 +164,17 @@ impl EngineHandle {
         self.shared.wake.notify_one();
     }
 
+    /// Stops all reports, heartbeats too, as when a sidecar dies. What happens in the cache is
+    /// remembered as far as the journal's bound allows.
+    pub fn pause_reports(&self) {
+        self.shared.is_mute.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends a `pause_reports`.
+    pub fn resume_reports(&self) {
+        self.shared.is_mute.store(false, Ordering::SeqCst);
+    }
+
     /// Sets what `/health` says: 200 or 503. Nothing else changes.
     pub fn set_healthy(&self, healthy: bool) {
         self.shared.healthy.store(healthy, Ordering::SeqCst);
@@ -169,6 +183,16 @@ impl EngineHandle {
     /// Closes the listener and all connections at once, as a crash does.
     pub fn kill(mut self) {
         self.end(End::Now);
+    }
+
+    /// Kills the engine and starts it again on the same port, with a cold cache and a new epoch.
+    ///
+    /// # Errors
+    /// Somebody else took the port, or the system gives no thread.
+    pub fn restart(self) -> std::io::Result<Self> {
+        let options = EngineOptions { port: self.port(), ..self.shared.options.clone() };
+        self.kill();
+        Engine::start(options)
     }
 
     /// Closes the listener, lets running requests finish for up to five seconds, then ends.
@@ -223,7 +247,8 @@ impl Shared {
             kv_blocks_total: self.options.kv_blocks,
             reports_accepted: desk.reports_accepted,
             reports_failed: desk.reports_failed,
-            resyncs: self.epoch.resyncs(),
+            syncs: desk.syncs,
+            resyncs: desk.resyncs,
         }
     }
 

@@ -40,6 +40,9 @@ struct Flags {
     /// Ask the router for membership
     #[arg(long)]
     join: bool,
+    /// Begin a new epoch where others would sync
+    #[arg(long)]
+    no_sync: bool,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -48,6 +51,7 @@ async fn main() -> ExitCode {
     let reports = flags.report_to.map(|url| ReportTo {
         token: flags.report_token,
         join: flags.join,
+        sync: !flags.no_sync,
         ..ReportTo::new(url, flags.worker_id)
     });
     let options = EngineOptions {

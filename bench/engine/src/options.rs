@@ -96,6 +96,11 @@ pub struct ReportTo {
     pub interval: Duration,
     /// Whether heartbeats ask for membership: with a lease, under the engine's own URL.
     pub join: bool,
+    /// Whether a router that missed something is synced with. Off, it gets a new epoch that states
+    /// everything, and heartbeats do not say how many batches there were.
+    pub sync: bool,
+    /// No answer for this long counts as none.
+    pub answer_within: Duration,
 }
 
 impl ReportTo {
@@ -107,6 +112,8 @@ impl ReportTo {
             token: None,
             interval: Duration::from_millis(100),
             join: false,
+            sync: true,
+            answer_within: Duration::from_secs(2),
         }
     }
 }

@@ -3,96 +3,27 @@
 mod support;
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::net::TcpListener;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use support::receiver::Receiver;
 use support::{eventually, post};
 use warmroute_engine::{Engine, EngineHandle, EngineOptions, ReportTo};
 
-/// A report listener that remembers what it got and answers as told.
-struct Receiver {
-    url: String,
-    got: Arc<Mutex<Vec<(String, Value)>>>,
-    /// Status and body of the next answers to events; then 200.
-    answers: Arc<Mutex<Vec<(u16, &'static str)>>>,
-}
-
-impl Receiver {
-    fn start(answers: &[(u16, &'static str)]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let got = Arc::new(Mutex::new(Vec::new()));
-        let answers = Arc::new(Mutex::new(answers.to_vec()));
-        let (seen, script) = (Arc::clone(&got), Arc::clone(&answers));
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (seen, script) = (Arc::clone(&seen), Arc::clone(&script));
-                std::thread::spawn(move || answer_all(stream, &seen, &script));
-            }
-        });
-        Self { url, got, answers }
-    }
-
-    fn bodies(&self, path: &str) -> Vec<Value> {
-        let got = self.got.lock().expect("no panic");
-        got.iter().filter(|(to, _)| to == path).map(|(_, body)| body.clone()).collect()
-    }
-
-    fn batches(&self) -> Vec<Value> {
-        self.bodies("/v1/events")
-    }
-
-    fn events(&self) -> Vec<Value> {
-        let batches = self.batches();
-        batches
-            .iter()
-            .flat_map(|batch| batch["events"].as_array().expect("a list").clone())
-            .collect()
-    }
-}
-
-fn answer_all(
-    stream: TcpStream,
-    seen: &Mutex<Vec<(String, Value)>>,
-    script: &Mutex<Vec<(u16, &'static str)>>,
-) -> Option<()> {
-    let mut writer = stream.try_clone().ok()?;
-    let mut reader = BufReader::new(stream);
-    loop {
-        let mut head = Vec::new();
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line).ok()? == 0 {
-                return None;
-            }
-            if line == "\r\n" {
-                break;
-            }
-            head.push(line.to_ascii_lowercase());
-        }
-        let length = head.iter().find_map(|line| line.strip_prefix("content-length: "))?;
-        let mut body = vec![0; length.trim().parse().ok()?];
-        reader.read_exact(&mut body).ok()?;
-        let path = head[0].split(' ').nth(1)?.to_owned();
-        assert!(head.iter().any(|line| line == "authorization: bearer secret\r\n"));
-        let body: Value = serde_json::from_slice(&body).ok()?;
-        let mut script = script.lock().ok()?;
-        let (status, answer) =
-            if path == "/v1/events" && !script.is_empty() { script.remove(0) } else { (200, "{}") };
-        seen.lock().ok()?.push((path, body));
-        let length = answer.len();
-        write!(writer, "HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n\r\n{answer}").ok()?;
-    }
-}
-
 fn engine(url: &str, kv_blocks: usize) -> EngineHandle {
+    start(kv_blocks, ReportTo::new(url, "sim7"))
+}
+
+fn old_engine(url: &str, kv_blocks: usize) -> EngineHandle {
+    start(kv_blocks, ReportTo { sync: false, ..ReportTo::new(url, "sim7") })
+}
+
+fn start(kv_blocks: usize, reports: ReportTo) -> EngineHandle {
     let reports = ReportTo {
         token: Some("secret".to_owned()),
         interval: Duration::from_millis(10),
-        ..ReportTo::new(url, "sim7")
+        ..reports
     };
     let options = EngineOptions { kv_blocks, reports: Some(reports), ..EngineOptions::instant() };
     Engine::start(options).expect("a free port")
@@ -132,7 +63,7 @@ fn chains(events: &[Value]) -> HashMap<u64, String> {
 
 #[test]
 fn tells_the_text_of_what_is_cached() {
-    let receiver = Receiver::start(&[]);
+    let receiver = Receiver::scripted([]);
     let engine = engine(&receiver.url, 1000);
     let prompt = "p".repeat(200);
     complete(&engine, &prompt, &json!({"cache_salt": "s"}));
@@ -152,7 +83,7 @@ fn tells_the_text_of_what_is_cached() {
 
 #[test]
 fn prompts_that_events_cannot_name_are_left_out() {
-    let receiver = Receiver::start(&[]);
+    let receiver = Receiver::scripted([]);
     let engine = engine(&receiver.url, 1000);
     complete(&engine, &"t".repeat(200), &json!({"chat_template_kwargs": {"a": 1}}));
     let body = json!({"prompt": vec![7; 50], "max_tokens": 1});
@@ -164,7 +95,7 @@ fn prompts_that_events_cannot_name_are_left_out() {
 
 #[test]
 fn evictions_are_told_and_state_stays_true() {
-    let receiver = Receiver::start(&[]);
+    let receiver = Receiver::scripted([]);
     let engine = engine(&receiver.url, 12);
     for letter in ["a", "b", "c", "a", "d"] {
         complete(&engine, &letter.repeat(500), &json!({}));
@@ -181,7 +112,7 @@ fn evictions_are_told_and_state_stays_true() {
 
 #[test]
 fn heartbeats_say_how_it_is() {
-    let receiver = Receiver::start(&[]);
+    let receiver = Receiver::scripted([]);
     let engine = engine(&receiver.url, 1000);
     eventually("a heartbeat", || !receiver.bodies("/v1/heartbeat").is_empty());
     let beat = receiver.bodies("/v1/heartbeat").remove(0);
@@ -195,7 +126,7 @@ fn heartbeats_say_how_it_is() {
 
 #[test]
 fn a_busy_router_gets_the_same_batch_again() {
-    let receiver = Receiver::start(&[(503, ""), (429, "{}")]);
+    let receiver = Receiver::scripted([(503, ""), (429, "{}")]);
     let engine = engine(&receiver.url, 1000);
     complete(&engine, &"p".repeat(200), &json!({}));
     eventually("three tries", || receiver.batches().len() == 3);
@@ -206,9 +137,9 @@ fn a_busy_router_gets_the_same_batch_again() {
 }
 
 #[test]
-fn a_router_that_lost_count_is_told_everything_again() {
-    let receiver = Receiver::start(&[(200, "{}"), (200, "{\"resync\":true}")]);
-    let engine = engine(&receiver.url, 1000);
+fn without_sync_a_router_that_lost_count_is_told_everything_again() {
+    let receiver = Receiver::scripted([(200, "{}"), (200, "{\"resync\":true}")]);
+    let engine = old_engine(&receiver.url, 1000);
     complete(&engine, &"p".repeat(200), &json!({}));
     eventually("one", || receiver.batches().len() == 1);
     complete(&engine, &("p".repeat(200) + &"q".repeat(200)), &json!({}));
@@ -217,8 +148,8 @@ fn a_router_that_lost_count_is_told_everything_again() {
     assert_ne!(batches[1]["epoch"], batches[2]["epoch"]);
     assert_eq!(batches[2]["seq"], 1);
     assert_eq!(chains(batches[2]["events"].as_array().expect("a list")).len(), 6);
-    assert_eq!(engine.stats().resyncs, 1);
-    assert!(receiver.answers.lock().expect("no panic").is_empty());
+    assert_eq!((engine.stats().resyncs, engine.stats().syncs), (1, 0));
+    assert!(receiver.bodies("/v1/heartbeat").iter().all(|beat| beat.get("seq").is_none()));
 }
 
 #[test]

@@ -19,6 +19,8 @@ pub(crate) struct Desk {
     pub(crate) requests: u64,
     pub(crate) reports_accepted: u64,
     pub(crate) reports_failed: u64,
+    pub(crate) syncs: u64,
+    pub(crate) resyncs: u64,
     pub(super) first_token_seconds: Histogram,
     pub(super) whole_seconds: Histogram,
 }
@@ -57,6 +59,8 @@ impl Desk {
             requests: 0,
             reports_accepted: 0,
             reports_failed: 0,
+            syncs: 0,
+            resyncs: 0,
             first_token_seconds: Histogram::default(),
             whole_seconds: Histogram::default(),
         }

@@ -52,6 +52,8 @@ pub struct LoadOptions {
     pub headers: Vec<(String, String)>,
     /// A request that takes longer is an error.
     pub request_timeout: Duration,
+    /// The place of a session that failed stays empty for so long.
+    pub pause_after_error: Duration,
 }
 
 impl LoadOptions {
@@ -64,6 +66,7 @@ impl LoadOptions {
             sessions_max: 64,
             headers: Vec::new(),
             request_timeout: Duration::from_mins(1),
+            pause_after_error: Duration::ZERO,
         }
     }
 }
@@ -219,6 +222,9 @@ impl Player {
             };
             // The run may have been dropped.
             let is_heard = done.send(record).is_ok();
+            if failed {
+                tokio::time::sleep(self.options.pause_after_error).await;
+            }
             if failed || !is_heard {
                 // Without this answer the rest of the session would be another conversation.
                 return;

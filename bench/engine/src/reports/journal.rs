@@ -1,52 +1,21 @@
 //! What the cache took in and evicted, until the router has heard of it.
 //!
-//! The journal mirrors the text of every named block, as a router that lost count is told all of
-//! it again. It is bounded: a router that does not listen for long loses the events, not the
-//! engine's time, and is told the whole state afterwards.
+//! The journal mirrors the text of every named block, as a router that lost count is told what is
+//! held. It is bounded: a router that does not listen for long loses the events, not the engine's
+//! time, and is told the state afterwards.
+//!
+//! A block that ends inside a character leaves that character to the block behind it, as JSON text
+//! cannot be cut there.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use serde::Serialize;
-
 use crate::prompt::{Root, Sequence};
 
-/// An event as it stands in the body of `POST /v1/events`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-pub(crate) enum Event {
-    /// Blocks of one chain, parents first; `text` is all their bytes.
-    Stored {
-        block_hashes: Vec<u64>,
-        parent_block_hash: Option<u64>,
-        text: String,
-        block_size: usize,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        model: Option<String>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        cache_salt: Option<String>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        lora_name: Option<String>,
-    },
-    Removed {
-        block_hashes: Vec<u64>,
-    },
-    Cleared,
-}
+use super::wire::{Event, StateBlock};
 
-impl Event {
-    fn block_count(&self) -> usize {
-        match self {
-            Self::Stored { block_hashes, .. } | Self::Removed { block_hashes } => {
-                block_hashes.len()
-            }
-            Self::Cleared => 1,
-        }
-    }
-}
-
-/// Events not sent yet, and what is needed to state everything again.
+/// Events not sent yet, and what is held now.
 #[derive(Debug)]
 pub(crate) struct Journal {
     block_bytes: usize,
@@ -54,7 +23,7 @@ pub(crate) struct Journal {
     blocks_max: usize,
     events: VecDeque<Event>,
     queued_blocks: usize,
-    /// Events were lost; only a new statement of everything helps.
+    /// Events were lost; only the state helps.
     overflowed: bool,
     held: HashMap<u64, Held>,
     stored_count: u64,
@@ -63,13 +32,10 @@ pub(crate) struct Journal {
 #[derive(Debug)]
 struct Held {
     parent: Option<u64>,
-    bytes: Box<[u8]>,
+    text: Arc<str>,
     root: Arc<Root>,
     /// Grows along every chain, so that sorting by it puts parents first.
     order: u64,
-    /// Whether an event has named it. Not so while it ends inside a character whose other half
-    /// is not there yet: JSON text cannot say that.
-    announced: bool,
 }
 
 impl Journal {
@@ -95,29 +61,28 @@ impl Journal {
         for index in range {
             let hash = sequence.hashes[index];
             if self.held.contains_key(&hash) {
-                self.announce(&std::mem::take(&mut run));
+                self.tell(&std::mem::take(&mut run));
                 continue;
             }
-            let start = index * self.block_bytes;
+            let start = whole_characters(&sequence.bytes, index * self.block_bytes);
+            let end = whole_characters(&sequence.bytes, (index + 1) * self.block_bytes);
             self.stored_count += 1;
             let held = Held {
                 parent: index.checked_sub(1).map(|parent| sequence.hashes[parent]),
-                bytes: sequence.bytes[start..start + self.block_bytes].into(),
+                text: String::from_utf8_lossy(&sequence.bytes[start..end]).into(),
                 root: Arc::clone(&sequence.root),
                 order: self.stored_count,
-                announced: false,
             };
             self.held.insert(hash, held);
             run.push(hash);
         }
-        self.announce(&run);
+        self.tell(&run);
     }
 
     /// The cache evicted these blocks.
     pub(crate) fn on_evicted(&mut self, hashes: &[u64]) {
-        let gone = hashes.iter().filter_map(|hash| Some((*hash, self.held.remove(hash)?)));
-        let block_hashes: Vec<u64> =
-            gone.filter(|(_, held)| held.announced).map(|(hash, _)| hash).collect();
+        let held = hashes.iter().copied();
+        let block_hashes: Vec<u64> = held.filter(|hash| self.held.remove(hash).is_some()).collect();
         if !block_hashes.is_empty() {
             self.push(Event::Removed { block_hashes });
         }
@@ -128,14 +93,26 @@ impl Journal {
         self.held.retain(|hash, _| is_kept(*hash));
         self.forget_queue();
         self.push(Event::Cleared);
-        self.announce_all();
+        self.tell_all();
     }
 
-    /// Replaces what is queued by a statement of everything held, parents first.
+    /// Replaces what is queued by events that name everything held, parents first.
     pub(crate) fn restate(&mut self) {
         self.forget_queue();
         self.overflowed = false;
-        self.announce_all();
+        self.tell_all();
+    }
+
+    /// Everything held, parents first. What is queued is part of it, and forgotten.
+    pub(crate) fn state(&mut self) -> Vec<StateBlock> {
+        self.forget_queue();
+        self.overflowed = false;
+        let block = |hash: u64| {
+            let held = &self.held[&hash];
+            let root = held.parent.is_none().then(|| Arc::clone(&held.root));
+            StateBlock { hash, parent: held.parent, text: Arc::clone(&held.text), root }
+        };
+        self.in_order().into_iter().map(block).collect()
     }
 
     pub(crate) fn has_overflowed(&self) -> bool {
@@ -158,60 +135,33 @@ impl Journal {
     fn forget_queue(&mut self) {
         self.events.clear();
         self.queued_blocks = 0;
-        for held in self.held.values_mut() {
-            held.announced = false;
-        }
     }
 
-    fn announce_all(&mut self) {
+    fn in_order(&self) -> Vec<u64> {
         let mut all: Vec<(u64, u64)> =
             self.held.iter().map(|(hash, held)| (held.order, *hash)).collect();
         all.sort_unstable();
+        all.into_iter().map(|(_, hash)| hash).collect()
+    }
+
+    fn tell_all(&mut self) {
         let mut run: Vec<u64> = Vec::new();
-        for (_, hash) in all {
+        for hash in self.in_order() {
             if run.last() != self.held[&hash].parent.as_ref() {
-                self.announce(&std::mem::take(&mut run));
+                self.tell(&std::mem::take(&mut run));
             }
             run.push(hash);
         }
-        self.announce(&run);
+        self.tell(&run);
     }
 
-    /// Queues a `stored` event for a chain of held blocks, with those before it that could not be
-    /// announced so far, and without those at its end that cannot be now.
-    fn announce(&mut self, run: &[u64]) {
-        let Some(first) = run.first() else { return };
-        let mut chain: VecDeque<u64> = run.iter().copied().collect();
-        let mut parent = self.held[first].parent;
-        while let Some(before) = parent.filter(|hash| !self.is_announced(*hash)) {
-            chain.push_front(before);
-            parent = self.held.get(&before).and_then(|held| held.parent);
-        }
-        let bytes: Vec<u8> = chain.iter().flat_map(|hash| self.held[hash].bytes.to_vec()).collect();
-        let block_count = whole_blocks(&bytes, self.block_bytes);
-        if block_count == 0 {
-            return;
-        }
-        let text = String::from_utf8_lossy(&bytes[..block_count * self.block_bytes]).into_owned();
-        let block_hashes: Vec<u64> = chain.into_iter().take(block_count).collect();
-        for hash in &block_hashes {
-            self.held.get_mut(hash).expect("the chain is held").announced = true;
-        }
-        let root = Arc::clone(&self.held[&block_hashes[0]].root);
-        let root = parent.is_none().then_some(root);
-        self.push(Event::Stored {
-            block_hashes,
-            parent_block_hash: parent,
-            text,
-            block_size: self.block_bytes,
-            model: root.as_ref().map(|root| root.model.clone()),
-            cache_salt: root.as_ref().and_then(|root| root.cache_salt.clone()),
-            lora_name: root.as_ref().and_then(|root| root.lora_name.clone()),
-        });
-    }
-
-    fn is_announced(&self, hash: u64) -> bool {
-        self.held.get(&hash).is_none_or(|held| held.announced)
+    /// Queues a `stored` event for a chain of held blocks.
+    fn tell(&mut self, chain: &[u64]) {
+        let Some(first) = chain.first().map(|hash| &self.held[hash]) else { return };
+        let texts = chain.iter().map(|hash| Arc::clone(&self.held[hash].text)).collect();
+        let root = first.parent.is_none().then_some(&*first.root);
+        let event = Event::stored(chain.to_vec(), first.parent, texts, self.block_bytes, root);
+        self.push(event);
     }
 
     fn push(&mut self, event: Event) {
@@ -222,27 +172,23 @@ impl Journal {
         self.events.push_back(event);
         if self.queued_blocks > self.blocks_max {
             self.overflowed = true;
-            self.events.clear();
-            self.queued_blocks = 0;
+            self.forget_queue();
         }
     }
 }
 
-/// How many leading blocks of `bytes` together are valid UTF-8, ends included.
-fn whole_blocks(bytes: &[u8], block_bytes: usize) -> usize {
-    let valid = match std::str::from_utf8(bytes) {
-        Ok(text) => text,
-        // A character is cut at the end, not broken in the middle.
-        Err(error) if error.error_len().is_none() => {
-            std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default()
-        }
-        Err(_) => return 0,
+/// The end of the last whole character of `bytes[..end]`. Looks at nothing behind `end`, so that
+/// equal blocks have equal texts.
+fn whole_characters(bytes: &[u8], end: usize) -> usize {
+    let tail = &bytes[end.saturating_sub(4)..end];
+    let Some(back) = tail.iter().rev().position(|byte| byte & 0xc0 != 0x80) else { return end };
+    let length = match tail[tail.len() - 1 - back] {
+        0xf0.. => 4,
+        0xe0.. => 3,
+        0xc0.. => 2,
+        _ => 1,
     };
-    let mut block_count = valid.len() / block_bytes;
-    while !valid.is_char_boundary(block_count * block_bytes) {
-        block_count -= 1;
-    }
-    block_count
+    if length > back + 1 { end - back - 1 } else { end }
 }
 
 #[cfg(test)]
@@ -255,13 +201,12 @@ mod tests {
         Sequence::new(&root, prompt.as_bytes(), Answer::words(1, 1, true), 64)
     }
 
-    fn stored(event: &Event) -> (usize, bool, &str) {
+    fn stored(event: &Event) -> (usize, bool, String) {
         let Event::Stored { block_hashes, parent_block_hash, text, model, .. } = event else {
             panic!("not a stored event: {event:?}");
         };
         assert_eq!(parent_block_hash.is_none(), model.is_some(), "only a first block has a root");
-        assert_eq!(text.len(), block_hashes.len() * 64);
-        (block_hashes.len(), parent_block_hash.is_some(), text)
+        (block_hashes.len(), parent_block_hash.is_some(), text.joined())
     }
 
     #[test]
@@ -279,18 +224,17 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_character_is_announced_once_it_is_whole() {
+    fn a_cut_character_belongs_to_the_block_behind_it() {
         let mut journal = Journal::new(64, 1000);
         // Three bytes each: only every third block ends where a character does.
         let long = sequence(&"€".repeat(150));
         journal.on_stored(&long, 0..2);
-        assert!(journal.take(1000).is_empty());
-        journal.on_stored(&long, 2..4);
-        journal.on_evicted(&[long.hashes[3]]);
         let events = journal.take(1000);
-        assert_eq!(events.len(), 1, "an unannounced block goes in silence");
-        assert_eq!(stored(&events[0]).0, 3);
-        assert_eq!(stored(&events[0]).2, "€".repeat(64));
+        assert_eq!((stored(&events[0]).0, stored(&events[0]).2), (2, "€".repeat(42)));
+        journal.on_stored(&long, 2..4);
+        assert_eq!(stored(&journal.take(1000)[0]), (2, true, "€".repeat(85 - 42)));
+        let texts: Vec<_> = journal.state().iter().map(|block| block.text.len()).collect();
+        assert_eq!(texts, [63, 63, 66, 63]);
     }
 
     #[test]
@@ -317,7 +261,20 @@ mod tests {
     }
 
     #[test]
-    fn a_full_journal_drops_all_and_restates_later() {
+    fn the_state_is_what_is_held_and_takes_the_queue_along() {
+        let mut journal = Journal::new(64, 1000);
+        let long = sequence(&"a".repeat(192));
+        journal.on_stored(&long, 0..3);
+        journal.on_evicted(&long.hashes[2..3]);
+        let state = journal.state();
+        let named: Vec<_> = state.iter().map(|block| (block.hash, block.parent)).collect();
+        assert_eq!(named, [(long.hashes[0], None), (long.hashes[1], Some(long.hashes[0]))]);
+        assert!(state[0].root.is_some() && state[1].root.is_none());
+        assert!(journal.take(1000).is_empty());
+    }
+
+    #[test]
+    fn a_full_journal_drops_all_and_tells_the_state_later() {
         let mut journal = Journal::new(64, 3);
         journal.on_stored(&sequence(&"a".repeat(128)), 0..2);
         journal.on_stored(&sequence(&"b".repeat(128)), 0..2);
@@ -340,5 +297,15 @@ mod tests {
         assert_eq!(events[0], Event::Cleared);
         assert_eq!(stored(&events[1]).0, 1);
         assert_eq!(events.len(), 2);
+    }
+
+    #[test]
+    fn characters_are_never_cut() {
+        let text = "aé€😀".repeat(40);
+        for end in 0..=text.len() {
+            let cut = whole_characters(text.as_bytes(), end);
+            assert!(text.is_char_boundary(cut) && end - cut < 4);
+            assert!(!text.is_char_boundary(end) || cut == end);
+        }
     }
 }

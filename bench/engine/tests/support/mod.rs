@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
+pub(crate) mod receiver;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;

@@ -238,6 +238,12 @@ impl Holdings {
         outcome
     }
 
+    /// Whether all these blocks are known to some tier of a rank: what they stand for, if not where.
+    pub fn knows(&self, rank: u32, ids: &[EngineBlockId]) -> bool {
+        let caches = || Tier::ALL.into_iter().filter_map(|tier| self.cache(rank, tier));
+        ids.iter().all(|&id| caches().any(|cache| cache.known(id).is_some()))
+    }
+
     /// A rank stored blocks in a tier that the report names by id alone. What they stand for is
     /// taken from another tier of the rank; a block that none knows is rejected, the others are
     /// not.
