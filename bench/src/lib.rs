@@ -5,6 +5,8 @@
 pub mod bare;
 pub mod load;
 pub mod process;
+pub mod scrape;
+pub mod truth;
 pub mod worker;
 
 use std::io::Write;

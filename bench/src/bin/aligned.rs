@@ -68,7 +68,7 @@ impl Prose {
             self.0 ^= self.0 << 13;
             self.0 ^= self.0 >> 7;
             self.0 ^= self.0 << 17;
-            if self.0 % 11 == 0 {
+            if self.0.is_multiple_of(11) {
                 text.push_str(&(self.0 >> 32).to_string());
             }
             text.push_str(WORDS[(self.0 >> 20) as usize % WORDS.len()]);

@@ -2,18 +2,16 @@
 //! in all and more, while clients ask; side by side with the same fleet in silence.
 
 use std::{
-    net::SocketAddr,
+    fmt::Write,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use http_body_util::{BodyExt, Empty};
-use hyper_util::rt::TokioIo;
 use warmroute_bench::{
     load::{Outcome, Shot, chat_bodies, closed_loop},
     process::{Running, free_addresses, role, wait_for, warmroute},
-    say, worker,
+    say, scrape, worker,
 };
 
 #[path = "../../../tests/it/support/zmq_engine.rs"]
@@ -69,7 +67,9 @@ fn one(runtime: &tokio::runtime::Runtime, rate: usize) -> Result<String, Any> {
     let rest = addrs.split_off(WORKERS);
     let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
     let _workers = Running::start(role("worker", &texts)?)?;
-    addrs.iter().for_each(|addr| wait_for(*addr));
+    for addr in &addrs {
+        wait_for(*addr);
+    }
     let published = wait_for_file(&ports)?;
     let mut conf = format!(
         "listen: {}\nthreads: 2\nmetrics: {{listen: \"{}\"}}\nlog: {{level: error}}\nworkers:\n",
@@ -77,7 +77,7 @@ fn one(runtime: &tokio::runtime::Runtime, rate: usize) -> Result<String, Any> {
     );
     for ((at, addr), port) in addrs.iter().enumerate().zip(published.lines()) {
         let events = format!("{{endpoint: \"tcp://127.0.0.1:{port}\"}}");
-        conf += &format!("  - {{id: w{at}, url: \"http://{addr}\", kv_events: {events}}}\n");
+        writeln!(conf, "  - {{id: w{at}, url: \"http://{addr}\", kv_events: {events}}}")?;
     }
     let file = folder.path().join("events.yaml");
     std::fs::write(&file, conf)?;
@@ -87,10 +87,10 @@ fn one(runtime: &tokio::runtime::Runtime, rate: usize) -> Result<String, Any> {
     std::thread::sleep(Duration::from_secs(8));
     let applied = |page: &str| total(page, "warmroute_stores_applied_total");
     let (began, cpu) = (Instant::now(), ours.cpu());
-    let before = applied(&runtime.block_on(get(rest[1]))?);
+    let before = applied(&page_of(runtime, rest[1])?);
     let shot = Shot { bodies: Arc::new(chat_bodies(6_000, 2_000)), streamed: false };
     let outcome = runtime.block_on(closed_loop(rest[0], &shot, CONNECTIONS, REQUESTS));
-    let page = runtime.block_on(get(rest[1]))?;
+    let page = page_of(runtime, rest[1])?;
     let took = began.elapsed().as_secs_f64();
     let cpu = (ours.cpu().saturating_sub(cpu)).as_secs_f64();
     let failed = outcome.errors + outcome.unsent;
@@ -100,7 +100,7 @@ fn one(runtime: &tokio::runtime::Runtime, rate: usize) -> Result<String, Any> {
         (applied(&page) - before) / took,
         millis(&outcome, 0.5),
         millis(&outcome, 0.99),
-        decision_p99(&page),
+        scrape::decision(&page, 0.99),
         cpu,
         ours.resident() >> 20,
         if failed > 0 { format!("   {failed} FAILED") } else { String::new() },
@@ -197,32 +197,14 @@ fn wait_for_file(path: &Path) -> std::io::Result<String> {
     Err(std::io::Error::other("the publishers did not start"))
 }
 
-async fn get(addr: SocketAddr) -> Result<String, Any> {
-    let socket = tokio::net::TcpStream::connect(addr).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
-    tokio::spawn(connection);
-    let request = hyper::Request::get("/metrics").header("host", "bench");
-    let response = sender.send_request(request.body(Empty::<bytes::Bytes>::new())?).await?;
-    Ok(String::from_utf8(response.into_body().collect().await?.to_bytes().to_vec())?)
+fn page_of(
+    runtime: &tokio::runtime::Runtime,
+    metrics: std::net::SocketAddr,
+) -> Result<String, Any> {
+    Ok(runtime.block_on(scrape::page(metrics)).map_err(|error| error.to_string())?)
 }
 
 fn total(page: &str, name: &str) -> f64 {
     let lines = page.lines().filter(|line| line.starts_with(name));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-}
-
-/// Upper bound of the histogram bucket that holds the 99th percentile, microseconds.
-fn decision_p99(page: &str) -> f64 {
-    let buckets: Vec<(f64, f64)> = page
-        .lines()
-        .filter_map(|line| {
-            let rest = line.strip_prefix("warmroute_decision_seconds_bucket{le=\"")?;
-            let (bound, count) = rest.split_once("\"} ")?;
-            Some((bound.parse().unwrap_or(f64::INFINITY), count.parse().ok()?))
-        })
-        .collect();
-    let all = buckets.last().map_or(0.0, |(_, count)| *count);
-    let found = buckets.iter().find(|(_, count)| *count >= 0.99 * all);
-    found.map_or(f64::NAN, |(bound, _)| bound * 1e6)
 }

@@ -1,14 +1,12 @@
 //! The scale test: 100 workers, 1,000 requests at once; every one answered, and how long a decision
 //! takes (published figures of another router at this size: p50 28 ms, p99 64 ms).
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use http_body_util::{BodyExt, Empty};
-use hyper_util::rt::TokioIo;
 use warmroute_bench::{
     load::{Shot, chat_bodies, closed_loop},
     process::{Running, free_addresses, role, wait_for, warmroute, write_conf},
-    say, worker,
+    say, scrape, worker,
 };
 
 const WORKERS: usize = 100;
@@ -44,8 +42,8 @@ fn main() -> Result<(), Any> {
 
     let shot = Shot { bodies: Arc::new(chat_bodies(6_000, 2_000)), streamed: false };
     let outcome = runtime.block_on(closed_loop(listen, &shot, CONCURRENT, REQUESTS));
-    let page = runtime.block_on(get(metrics))?;
-    let (p50, p99) = (decision(&page, 0.5), decision(&page, 0.99));
+    let page = runtime.block_on(scrape::page(metrics)).map_err(|error| error.to_string())?;
+    let (p50, p99) = (scrape::decision(&page, 0.5), scrape::decision(&page, 0.99));
     say(&format!("{WORKERS} workers, {CONCURRENT} concurrent, {REQUESTS} requests of 6 KB"));
     say(&format!(
         "answered: {}, failed: {}, not sent: {}",
@@ -66,29 +64,4 @@ fn main() -> Result<(), Any> {
         say(line);
     }
     Ok(())
-}
-
-async fn get(addr: SocketAddr) -> Result<String, Any> {
-    let socket = tokio::net::TcpStream::connect(addr).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
-    tokio::spawn(connection);
-    let request = hyper::Request::get("/metrics").header("host", "bench");
-    let response = sender.send_request(request.body(Empty::<bytes::Bytes>::new())?).await?;
-    Ok(String::from_utf8(response.into_body().collect().await?.to_bytes().to_vec())?)
-}
-
-/// Upper bound of the histogram bucket that holds the quantile, microseconds.
-fn decision(page: &str, q: f64) -> f64 {
-    let buckets: Vec<(f64, f64)> = page
-        .lines()
-        .filter_map(|line| {
-            let rest = line.strip_prefix("warmroute_decision_seconds_bucket{le=\"")?;
-            let (bound, count) = rest.split_once("\"} ")?;
-            Some((bound.parse().unwrap_or(f64::INFINITY), count.parse().ok()?))
-        })
-        .collect();
-    let total = buckets.last().map_or(0.0, |(_, count)| *count);
-    let found = buckets.iter().find(|(_, count)| *count >= q * total);
-    found.map_or(f64::NAN, |(bound, _)| bound * 1e6)
 }
