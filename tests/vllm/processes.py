@@ -183,16 +183,23 @@ class Router:
         workers = "".join(
             f'  - {{id: {e.worker_id}, url: "{e.url}", kv_events: {kv_events}}}\n' for e in engines
         )
-        config = work / f"{name}.yaml"
-        config.write_text(
+        self.launch(
+            binary,
+            work,
+            name,
             f"listen: 127.0.0.1:{self.port}\n"
             f"admin: {{listen: 127.0.0.1:{self.admin_port}}}\n"
             f"metrics: {{listen: 127.0.0.1:{self.metrics_port}}}\n"
             f"{reports}policy: {policy}\nworkers:\n{workers}"
             f"models:\n  {MODEL}: {{tokenizer: {work / 'model'}}}\n"
             "health: {interval_ms: 500}\n"
-            "log: {format: json}\n"
+            "log: {format: json}\n",
         )
+
+    def launch(self, binary, work, name, text):
+        """Starts it with this configuration."""
+        config = work / f"{name}.yaml"
+        config.write_text(text)
         log = work / f"{name}.log"
         log.write_bytes(b"")
         self.process = Process([str(binary), "run", "--conf", str(config)], log, stdout=subprocess.PIPE)
