@@ -5,10 +5,10 @@ CARGO ?= cargo
 VENV := target/venv
 PYTHON := $(VENV)/bin/python
 
-.PHONY: setup build demo test test-vllm lint deny bench bench-truth help
+.PHONY: setup build demo test test-vllm lint deny bench bench-truth bench-aligned test-llama help
 
 help:
-	@echo "make demo | test | lint | bench | bench-truth | test-vllm | build | setup"
+	@echo "make demo | test | lint | bench | bench-truth | test-vllm | test-llama | build | setup"
 
 # System packages, only when something is missing; Rust comes from rust-toolchain.toml.
 setup:
@@ -33,8 +33,12 @@ test: setup $(VENV)/.ready
 # Two real vLLM servers on CPUs: 6 GB of disk, 10 GB of memory, up to 15 minutes.
 test-vllm: build
 	scripts/vllm-env.sh target/vllm
-	$(CARGO) build --release
 	python3 tests/vllm/run.py --router target/release/warmroute --work target/vllm $(VLLM_ARGS)
+
+# Two llama-servers, compiled for some minutes: what is learned from answers alone.
+test-llama: build
+	scripts/llama-env.sh target/llama
+	python3 tests/vllm/llama.py --router target/release/warmroute --work target/llama
 
 lint: setup deny
 	$(CARGO) fmt --all --check
@@ -56,3 +60,12 @@ bench: setup
 	$(CARGO) run --release -p warmroute-bench --bin bench-proxy -- $(BENCH_ARGS)
 	$(CARGO) run --release -p warmroute-bench --bin bench-scale
 	$(CARGO) run --release -p warmroute-bench --bin bench-events
+
+# Reports lost, late, repeated or false; engines killed and emptied: how long is what we believe wrong?
+bench-truth: build
+	$(CARGO) build --release -p warmroute-bench --bin bench-truth
+	$(CARGO) run --release -p warmroute-bench --bin bench-truth -- $(TRUTH_ARGS)
+
+# What tokenizing costs a request; TOKENIZER names a folder with tokenizer.json.
+bench-aligned: setup
+	$(CARGO) run --release -p warmroute-bench --bin bench-aligned -- --tokenizer $(TOKENIZER)

@@ -103,7 +103,7 @@ impl Workers for Link {
 fn mode(member: &Member) -> Mode {
     // Blocks are filed under the worker's model; and one that pushes its events must not be heard
     // twice.
-    if member.first_model().is_none() || member.pushes() {
+    if member.base_model().is_none() || member.pushes() {
         return Mode::Off;
     }
     match &member.config.kv_events {

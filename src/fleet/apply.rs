@@ -81,7 +81,7 @@ impl Fleet {
         reported.at = Some(now);
         let rank = reported.rank(batch.rank).ok_or_else(|| too_many_ranks("rank"))?;
         let source = Source::Pushed(batch.rank);
-        enter_epoch(&member, batch.rank, rank, &batch.epoch, now);
+        enter_epoch(&member, batch.rank, rank, &batch.epoch, batch.seq <= 1, now);
         let first = rank.next_seq.is_none();
         let mut applied = Applied::default();
         match rank.take_seq(batch.seq) {
@@ -92,7 +92,7 @@ impl Fleet {
             Sequence::Next if first => {
                 member.hears(source, SourceEvent::Connected { complete: true }, now);
             }
-            Sequence::Next => {}
+            Sequence::Next => member.hears_on(source, now),
             Sequence::Gap { expected } => {
                 // What is in this batch is true all the same; what is missing only the reporter
                 // can say.
@@ -107,7 +107,7 @@ impl Fleet {
             }
         }
         if batch.events.iter().any(|event| matches!(event, Event::Stored(_))) {
-            member.set_pushes();
+            member.set_pushes(true);
         }
         applied.resync = rank.missing || member.ask_resync.load(Relaxed);
         // `reported` stays locked: batches of one worker are applied one after the other.
@@ -267,28 +267,26 @@ fn named_model(member: &Member, events: &[Event]) -> Result<String, Malformed> {
 }
 
 /// A rank's reports are of this life of its engine; what an earlier one held is forgotten.
+/// `complete` says whether nothing was said of the new one before.
 pub(super) fn enter_epoch(
     member: &Member,
     rank: u32,
     reports: &mut RankReports,
     epoch: &str,
+    complete: bool,
     now: Instant,
 ) {
     let source = Source::Pushed(rank);
     // One that only sends heartbeats tells of no cache.
     let told = reports.next_seq.is_some();
-    match reports.enter_epoch(epoch) {
-        Entered::Restarted => {
-            member.ask_resync.store(false, Relaxed);
-            events::epoch_changed(member.id().as_str(), epoch);
-            if told {
-                member.hears(source, SourceEvent::Restarted { complete: true }, now);
-            } else {
-                member.drop_all("a new epoch of its engine");
-            }
+    if reports.enter_epoch(epoch) == Entered::Restarted {
+        member.ask_resync.store(false, Relaxed);
+        events::epoch_changed(member.id().as_str(), epoch);
+        if told {
+            member.hears(source, SourceEvent::Restarted { complete }, now);
+        } else {
+            member.drop_all("a new epoch of its engine");
         }
-        Entered::Same if told => member.hears_on(source, now),
-        Entered::Same | Entered::First => {}
     }
 }
 

@@ -9,6 +9,7 @@ use super::{
     Fleet, Member,
     apply::enter_epoch,
     reported::{RANKS_MAX, Said},
+    truth::Source,
 };
 use crate::{
     config::{ModelsDeclared, WorkerConfig, worker_url},
@@ -72,9 +73,14 @@ impl Fleet {
             model: beat.model.clone(),
         };
         if let Some(epoch) = &beat.epoch {
-            enter_epoch(member, beat.rank, rank, epoch, now);
+            enter_epoch(member, beat.rank, rank, epoch, beat.seq.is_none(), now);
         }
-        let resync = rank.wants_sync(beat.seq) || member.ask_resync.load(Relaxed);
+        let behind = rank.wants_sync(beat.seq);
+        if beat.seq.is_some() && !behind {
+            // It goes on where we are.
+            member.hears_on(Source::Pushed(beat.rank), now);
+        }
+        let resync = behind || member.ask_resync.load(Relaxed);
         let ours = member.counts.load().requests;
         let foreign = reported.foreign(ours);
         let capacity = reported.capacity_tokens();

@@ -201,8 +201,8 @@ impl Member {
         self.pushes.load(Relaxed)
     }
 
-    pub(super) fn set_pushes(&self) {
-        self.pushes.store(true, Relaxed);
+    pub(super) fn set_pushes(&self, pushes: bool) {
+        self.pushes.store(pushes, Relaxed);
     }
 
     /// Its models.

@@ -196,6 +196,10 @@ impl Fleet {
                 let overdue = reported.due.take_if(|due| *due <= now).is_some();
                 (reported.at, if overdue { reported.telling() } else { Vec::new() })
             };
+            if !silent.is_empty() {
+                // What it publishes, if anything, is all there is now.
+                member.set_pushes(false);
+            }
             for rank in silent {
                 member.hears(Source::Pushed(rank), SourceEvent::Lost, now);
             }

@@ -159,7 +159,8 @@ impl RankReports {
 
     /// What is believed equals the state after batch `seq` (none: before the first).
     pub fn synced(&mut self, seq: Option<u64>) {
-        self.next_seq = Some(seq.map_or(0, |seq| seq.saturating_add(1)));
+        // Before the first, a reporter may begin with 0 or 1.
+        self.next_seq = seq.map(|seq| seq.saturating_add(1));
         self.missing = false;
         self.snapshot_part = None;
     }
@@ -196,8 +197,10 @@ mod tests {
         rank.synced(Some(11));
         assert!(!rank.wants_sync(Some(11)));
         assert_eq!(rank.take_seq(12), Sequence::Next);
-        rank.synced(None);
-        assert_eq!(rank.take_seq(0), Sequence::Next);
+        for first in [0, 1] {
+            rank.synced(None);
+            assert_eq!(rank.take_seq(first), Sequence::Next);
+        }
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Fleet {
         let mut reported = member.reported.lock();
         reported.at = Some(now);
         let rank = reported.rank(sync.rank).ok_or_else(|| too_many_ranks("rank"))?;
-        enter_epoch(&member, sync.rank, rank, &sync.epoch, now);
+        enter_epoch(&member, sync.rank, rank, &sync.epoch, false, now);
         let source = Source::Pushed(sync.rank);
         let (answer, how) = match &sync.step {
             Step::Digest { sums, .. } => (compare(&member, source, sums), "digest"),
@@ -72,7 +72,7 @@ impl Fleet {
             }
         };
         // What it also publishes is not needed.
-        member.set_pushes();
+        member.set_pushes(true);
         if answer.want == Want::Nothing {
             rank.synced(sync.seq);
             member.ask_resync.store(false, Relaxed);

@@ -215,7 +215,7 @@ impl Member {
     }
 
     /// The model its blocks are of when they name none: adapters come after their base model.
-    pub(super) fn base_model(&self) -> Option<String> {
+    pub fn base_model(&self) -> Option<String> {
         let said = self.reported.lock().model().cloned();
         said.or_else(|| self.first_model())
     }

@@ -88,6 +88,7 @@ impl Proxy {
             return facts;
         }
         let fleet = self.fleet.clone();
+        let text = if body.len() > ALIGN_INLINE_MAX { facts.clone() } else { Facts::default() };
         let (large, tenant) = (body.len() > ALIGN_INLINE_MAX, tenant.to_vec());
         let align = move || {
             let began = clock::now();
@@ -102,7 +103,7 @@ impl Proxy {
             return align();
         }
         // Milliseconds: not where other requests wait for their turn.
-        tokio::task::spawn_blocking(align).await.unwrap_or_default()
+        tokio::task::spawn_blocking(align).await.unwrap_or(text)
     }
 
     /// Asks for the usage of a stream whose client did not, where that is configured.

@@ -2,13 +2,35 @@
 //!
 //! The request path names what happened; what is counted and logged of it is decided here.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
-use super::metrics;
+use super::{access_log::unix_s, metrics};
 use crate::routing::{
     breaker::{BreakerState, Transition},
     policy::Reason,
 };
+
+/// Lines a second on what reporters say: a hostile one must not fill the disk.
+const REPORT_LINES_MAX: u64 = 20;
+/// The second, and the lines in it.
+static REPORT_LINES: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// Whether there is room for one more line on reports. The metrics count all the same.
+fn may_log() -> bool {
+    let [second, lines] = &REPORT_LINES;
+    let now = unix_s() as u64;
+    if second.swap(now, Relaxed) != now {
+        let before = lines.swap(0, Relaxed);
+        if before > REPORT_LINES_MAX {
+            let left_out = before - REPORT_LINES_MAX;
+            tracing::warn!(left_out, "too many lines on reports in a second");
+        }
+    }
+    lines.fetch_add(1, Relaxed) < REPORT_LINES_MAX
+}
 
 /// A worker was picked, or an answer of our own was chosen.
 pub fn decided(reason: Reason) {
@@ -85,26 +107,37 @@ pub fn reported(outcome: &'static str) {
 
 /// A worker's reports show a new life of its engine.
 pub fn epoch_changed(worker: &str, epoch: &str) {
-    tracing::info!(worker, epoch, "new epoch of worker");
+    if may_log() {
+        tracing::info!(worker, epoch, "new epoch of worker");
+    }
 }
 
 /// Reports of a worker were lost on the way.
 pub fn report_gap(worker: &str, expected: u64, seq: u64) {
-    tracing::warn!(worker, expected, seq, "gap in the reports of worker: resync asked for");
+    if may_log() {
+        tracing::warn!(worker, expected, seq, "gap in the reports of worker: resync asked for");
+    }
 }
 
 /// A sync has made our belief of a worker equal to its reporter's.
 pub fn resynced(worker: &str, how: &str, stored: usize, removed: usize) {
-    tracing::info!(worker, how, stored, removed, "worker synced");
+    if may_log() {
+        tracing::info!(worker, how, stored, removed, "worker synced");
+    }
 }
 
 /// Published batches of a worker are lost, and its replay socket could not make them good.
 pub fn publisher_gap(worker: &str, rank: u32, expected: u64, got: u64) {
-    tracing::warn!(worker, rank, expected, got, "KV events of worker are lost for good");
+    if may_log() {
+        tracing::warn!(worker, rank, expected, got, "KV events of worker are lost for good");
+    }
 }
 
 /// How far we believe what we know of a worker's cache has changed.
 pub fn trust_changed(worker: &str, from: &str, to: &str) {
+    if !may_log() {
+        return;
+    }
     if from == "exact" {
         tracing::warn!(worker, from, to, "trust in what is known of worker's cache changed");
     } else {
@@ -114,7 +147,7 @@ pub fn trust_changed(worker: &str, from: &str, to: &str) {
 
 /// All we believed of a worker's cache proved wrong, or may be.
 pub fn holdings_dropped(worker: &str, blocks: usize, why: &str) {
-    if blocks == 0 {
+    if blocks == 0 || !may_log() {
         return;
     }
     tracing::warn!(worker, blocks, why, "what was believed of worker's cache is dropped");

@@ -2,6 +2,7 @@
 
 use std::{net::TcpListener, path::Path, process::Stdio};
 
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::{process::Command, time::timeout};
 
@@ -377,6 +378,121 @@ async fn the_report_listener_s_values_are_checked() {
         ],
     )
     .await;
+}
+
+/// Where KV events come from, and names of models in aligned mode.
+#[tokio::test]
+async fn what_the_router_knows_caches_by_is_checked() {
+    let worker = "{id: w0, url: \"http://TAKEN\", kv_events: ";
+    let cases = [
+        ("atuo", "`atuo`", "auto, off"),
+        ("{endpoint: \"ipc:///tmp/x\"}", "`ipc:///tmp/x`", "tcp://HOST:PORT"),
+        ("{endpoint: \"tcp://10.0.0.1\"}", "`tcp://10.0.0.1`", "tcp://HOST:PORT"),
+        ("{endpoint: \"tcp://*:5557\"}", "`tcp://*:5557`", "tcp://HOST:PORT"),
+        ("{endpoint: \"tcp://h:0\"}", "`tcp://h:0`", "tcp://HOST:PORT"),
+        ("{endpoint: \"tcp://h:70000\"}", "`tcp://h:70000`", "tcp://HOST:PORT"),
+        ("{endpoint: \"tcp://h:1\", replay_endpoint: \"h:2\"}", "`h:2`", "tcp://HOST:PORT"),
+        ("{endpoint: \"tcp://h:1\", bind: \"tcp://0.0.0.0:2\"}", "both", "tcp://HOST:PORT"),
+        ("{topic: x}", "neither", "tcp://HOST:PORT"),
+        ("[]", "0", "1 to 64"),
+        ("[{endpoint: \"tcp://h:1\"}, {endpoint: \"h\"}]", "`h`", "tcp://HOST:PORT"),
+    ];
+    let cases = cases.map(|(mode, value, remedy)| {
+        (format!("workers: [{worker}{mode}}}]"), "workers[0].kv_events", value, remedy)
+    });
+    let cases: Vec<_> = cases.iter().map(|(yaml, key, v, r)| (&**yaml, *key, *v, *r)).collect();
+    assert_all_refused(LISTEN, &cases).await;
+    let folder = root().join("tests/fixtures/tokenizer-qwen3-subset");
+    let with = |more: &str| format!("{{tokenizer: {}, {more}}}", folder.display());
+    let hash = |fields: &str| format!("models: {{m: {}}}", with(&format!("block_hash: {fields}")));
+    let cases = [
+        ("kv_events: atuo".to_owned(), "kv_events", "`atuo`", "auto, off"),
+        ("models: {m: {aliases: [n]}}".to_owned(), "models.m.aliases", "n", "`tokenizer`"),
+        (
+            "models: {m: {block_hash: {algorithm: sha256, block_tokens: 16}}}".to_owned(),
+            "models.m.block_hash",
+            "`sha256`",
+            "`tokenizer`",
+        ),
+        (
+            format!("models: {{a: {}, b: {}}}", with("aliases: [x]"), with("aliases: [x]")),
+            "models.b.aliases",
+            "x",
+            "one model",
+        ),
+        (
+            format!("models: {{a: {}, b: {{policy: random}}}}", with("aliases: [b]")),
+            "models.a.aliases",
+            "b",
+            "one model",
+        ),
+        (
+            hash("{algorithm: md5, block_tokens: 16}"),
+            "models.m.block_hash.algorithm",
+            "`md5`",
+            "sha256 or sha256_cbor",
+        ),
+        (
+            hash("{algorithm: sha256, block_tokens: 0}"),
+            "models.m.block_hash.block_tokens",
+            "0",
+            "1 to 4096",
+        ),
+        ("aligned: {body_bytes_max: 3}".to_owned(), "aligned.body_bytes_max", "3", "1024"),
+        ("feedback: {include_usag: true}".to_owned(), "feedback.include_usag", "true", "include"),
+    ];
+    let cases: Vec<_> = cases.iter().map(|(yaml, key, v, r)| (&**yaml, *key, *v, *r)).collect();
+    assert_all_refused(FINE, &cases).await;
+}
+
+#[tokio::test]
+async fn a_tokenizer_that_cannot_be_used_is_refused() {
+    let subset = root().join("tests/fixtures/tokenizer-qwen3-subset");
+    let json = |text: &[u8]| {
+        let folder = TempDir::new().expect("a folder");
+        std::fs::write(folder.path().join("tokenizer.json"), text).expect("writes");
+        std::fs::copy(
+            subset.join("tokenizer_config.json"),
+            folder.path().join("tokenizer_config.json"),
+        )
+        .expect("copies");
+        folder
+    };
+    let empty = TempDir::new().expect("a folder");
+    let whole = std::fs::read(subset.join("tokenizer.json")).expect("reads");
+    let alone = TempDir::new().expect("a folder");
+    std::fs::write(alone.path().join("tokenizer.json"), &whole).expect("writes");
+    let bad_template = json(&whole);
+    let config = json!({"chat_template": "{% for %}", "tokenizer_class": "x"}).to_string();
+    std::fs::write(bad_template.path().join("tokenizer_config.json"), config).expect("writes");
+    let (garbage, cut, other) =
+        (json(b"\xff\xfe garbage"), json(&whole[..whole.len() / 2]), json(b"{\"model\": 7}"));
+    let cases = [
+        (Path::new("/nowhere/at/all"), "/nowhere/at/all"),
+        (&root().join("Cargo.toml"), "Cargo.toml"),
+        (empty.path(), "tokenizer.json"),
+        (garbage.path(), "tokenizer.json"),
+        (cut.path(), "tokenizer.json"),
+        (other.path(), "tokenizer.json"),
+        (bad_template.path(), "chat template"),
+    ];
+    for (folder, problem) in cases {
+        let more = format!("models: {{m: {{tokenizer: {}}}}}", folder.display());
+        let line = refused(&format!("{FINE}{more}")).await;
+        assert_says(&more, &line, "models.m.tokenizer", problem, "");
+        assert!(line.contains(&folder.display().to_string()), "{line}");
+    }
+    // Without a configuration of its own it has no chat template, and serves prompts of text.
+    let more = format!("models: {{m: {{tokenizer: {}}}}}", alone.path().display());
+    let fine = TempDir::new().expect("a folder");
+    let file = fine.path().join("fine.yaml");
+    let port = free_port();
+    let yaml = format!(
+        "listen: \"127.0.0.1:{port}\"\nworkers: [{{id: w0, url: \"http://127.0.0.1:9\"}}]\n{more}"
+    );
+    std::fs::write(&file, yaml).expect("writes");
+    let ended = ended(&["check", "--conf", &file.display().to_string()]).await;
+    assert_eq!(ended.status, Some(0), "{ended:?}");
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 mod support;
 
 mod accounting;
+mod aligned;
 mod bodies;
 mod breaker;
 mod config;
@@ -12,10 +13,12 @@ mod config;
 mod demo;
 mod drain;
 mod errors;
+mod feedback;
 mod fixtures;
 mod headers;
 mod health;
 mod joins;
+mod kv_events;
 mod kv_sources;
 mod limits;
 mod metrics;
@@ -26,6 +29,8 @@ mod policies;
 mod reports;
 mod retries;
 mod streams;
+mod sync;
 #[cfg(feature = "demo")]
 mod text_mode;
 mod tls;
+mod trust;

@@ -619,7 +619,7 @@ async fn token_ids_are_matched_by_prompts_of_token_ids() {
     // Engine blocks of 48 tokens, ours of 16.
     let event = json!({"type": "stored", "block_hashes": [1, 2], "token_ids": ids,
         "block_size": 48});
-    reporter.send_well(&[event.clone()]).await;
+    reporter.send_well(std::slice::from_ref(&event)).await;
     let body = |ids: &[u32]| json!({"model": "m", "prompt": ids}).to_string();
     let prompt = |ids: &[u32]| Ask::post("/v1/completions", body(ids));
     assert_eq!(ask(&lb, &prompt(&ids)).await, ("w1".into(), "prefix".into(), 6, 6));

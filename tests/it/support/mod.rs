@@ -4,6 +4,7 @@ mod ask;
 mod certs;
 mod client;
 mod delivery;
+mod engine;
 mod lb;
 mod metrics;
 mod ports;
@@ -17,6 +18,10 @@ pub(crate) use ask::{Ask, chat_body_of, noise, sha256_hex};
 pub(crate) use certs::{Authority, Identity};
 pub(crate) use client::{Answer, Conn, Open, Proto, error_of};
 pub(crate) use delivery::{Delivered, How, deliver};
+pub(crate) use engine::{
+    ChatVector, block_stored, chat_vectors, confirmed, drops, holds, ids_prompt, kv_batch, matched,
+    presumed, stored_ids, tokenizer, tokens, trust_is,
+};
 pub(crate) use lb::{Lb, lb};
 pub(crate) use metrics::Metrics;
 pub(crate) use ports::free_port;
@@ -24,5 +29,6 @@ pub(crate) use raw::{Raw, RawAnswer};
 pub(crate) use reporter::{Reporter, stored, stored_list};
 pub(crate) use wait::{DEADLINE, eventually, within};
 pub(crate) use worker::{
-    Act, Worker, answering, cutting, dying, echo, holding, stalled, streaming, streaming_gated,
+    Act, Seen, Worker, WorkerSpec, answering, cutting, dying, echo, holding, stalled, streaming,
+    streaming_gated,
 };

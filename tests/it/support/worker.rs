@@ -1,6 +1,8 @@
 //! Fake workers: real sockets, scripted behaviour, and a log of what reached them.
 
 use std::{
+    collections::HashMap,
+    fmt,
     future::pending,
     io,
     net::SocketAddr,
@@ -11,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -40,6 +42,9 @@ use super::{Identity, ask::hex, ports::free_port};
 /// Between two things a worker says by itself: they leave in packets of their own.
 const BREATH: Duration = Duration::from_millis(10);
 
+/// Of longer bodies only length and digest are kept.
+const BODY_KEPT_MAX: usize = 64 << 10;
+
 /// What a worker does with a request.
 #[derive(Debug, Clone)]
 pub(crate) enum Act {
@@ -64,12 +69,30 @@ pub(crate) enum Act {
     /// From the second request of a connection on: closes at its first byte, as a worker does that
     /// gave the connection up a moment ago. Echoes the first.
     DieOnReuse,
+    /// Streams these pieces of a body of server-sent events as they are, a chunk each.
+    Pieces(Vec<String>),
+    /// What this makes of the request.
+    Script(Script),
 }
+
+/// Decides what to do when it has seen the request.
+#[derive(Clone)]
+pub(crate) struct Script(Arc<dyn Fn(&Seen) -> Act + Send + Sync>);
+
+impl fmt::Debug for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Script")
+    }
+}
+
+/// Status and JSON for the body of a question that is no request of a client.
+type Side = Arc<dyn Fn(&[u8]) -> (u16, String) + Send + Sync>;
 
 /// A worker not started yet.
 pub(crate) struct WorkerSpec {
     act: Act,
     models: Option<Vec<Value>>,
+    sides: HashMap<String, Side>,
     healthy: bool,
     health_gated: bool,
     idle_close: Option<Duration>,
@@ -82,6 +105,7 @@ fn spec(act: Act) -> WorkerSpec {
     WorkerSpec {
         act,
         models: None,
+        sides: HashMap::new(),
         healthy: true,
         health_gated: false,
         idle_close: None,
@@ -138,6 +162,17 @@ impl Act {
         Act::Answer { status, headers: vec![("content-type", "application/json".to_owned())], body }
     }
 
+    /// Answers this JSON.
+    pub(crate) fn json(body: &Value) -> Self {
+        let headers = vec![("content-type", "application/json".to_owned())];
+        Act::Answer { status: 200, headers, body: body.to_string() }
+    }
+
+    /// Decides when it has seen the request.
+    pub(crate) fn script(script: impl Fn(&Seen) -> Act + Send + Sync + 'static) -> Self {
+        Act::Script(Script(Arc::new(script)))
+    }
+
     /// With this header too.
     pub(crate) fn header(mut self, name: &'static str, value: &str) -> Self {
         if let Act::Answer { headers, .. } = &mut self {
@@ -164,6 +199,23 @@ impl WorkerSpec {
     pub(crate) fn models(mut self, names: &[&str]) -> Self {
         let entry = |name: &&str| json!({"id": name, "object": "model", "owned_by": "fake"});
         self.models = Some(names.iter().map(entry).collect());
+        self
+    }
+
+    /// Lists this adapter behind its other models.
+    pub(crate) fn adapter(mut self, name: &str, parent: &str) -> Self {
+        let entry = json!({"id": name, "object": "model", "owned_by": "fake", "parent": parent});
+        self.models.get_or_insert_default().push(entry);
+        self
+    }
+
+    /// Answers questions to this path so; they are not counted as requests.
+    pub(crate) fn side(
+        mut self,
+        path: &str,
+        answer: impl Fn(&[u8]) -> (u16, String) + Send + Sync + 'static,
+    ) -> Self {
+        self.sides.insert(path.to_owned(), Arc::new(answer));
         self
     }
 
@@ -208,6 +260,7 @@ impl WorkerSpec {
             id: id.clone(),
             act: Mutex::new(self.act),
             models: self.models,
+            sides: Mutex::new(self.sides),
             healthy: AtomicBool::new(self.healthy),
             health_gate: Semaphore::new(if self.health_gated { 0 } else { Semaphore::MAX_PERMITS }),
             gate: Semaphore::new(0),
@@ -254,12 +307,15 @@ pub(crate) struct Seen {
     pub(crate) headers: HeaderMap,
     pub(crate) body_bytes: usize,
     pub(crate) sha256: String,
+    /// Unless it is long.
+    pub(crate) body: Bytes,
 }
 
 struct State {
     id: String,
     act: Mutex<Act>,
     models: Option<Vec<Value>>,
+    sides: Mutex<HashMap<String, Side>>,
     healthy: AtomicBool,
     health_gate: Semaphore,
     gate: Semaphore,
@@ -522,17 +578,27 @@ async fn handle(
             None => json_answer(StatusCode::NOT_FOUND, &json!({})),
         });
     }
+    let side = state.sides.lock().get(&path).cloned();
+    if let Some(side) = side {
+        let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
+        let (status, text) = side(&body);
+        let mut response = Response::new(whole(text));
+        *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+        return Ok(response);
+    }
     let act = state.act.lock().clone();
     if matches!(act, Act::DieOnReuse) && nth > 0 {
         return Err(broken());
     }
     let at_work = AtWork::new(state);
     let (parts, body) = request.into_parts();
-    let Ok((body_bytes, sha256)) = digest(body).await else {
+    let Ok((body_bytes, sha256, body)) = digest(body).await else {
         return Err(broken());
     };
-    let seen = Seen { method: parts.method, path, headers: parts.headers, body_bytes, sha256 };
+    let (method, headers) = (parts.method, parts.headers);
+    let seen = Seen { method, path, headers, body_bytes, sha256, body };
     state.seen.lock().push(seen.clone());
+    let act = if let Act::Script(script) = act { script.0(&seen) } else { act };
     perform(state, act, at_work, &seen).await
 }
 
@@ -557,6 +623,14 @@ async fn perform(
                 response = response.header(name, value);
             }
             Ok(response.body(whole(body)).expect("a response"))
+        }
+        Act::Script(_) => panic!("a script within a script"),
+        Act::Pieces(pieces) => {
+            at_work.done();
+            let pieces = pieces.into_iter().map(|piece| Ok(Frame::data(Bytes::from(piece))));
+            let body = BodyExt::boxed_unsync(StreamBody::new(stream::iter(pieces)));
+            let response = Response::builder().header("content-type", "text/event-stream");
+            Ok(response.body(body).expect("a response"))
         }
         Act::Stream { events, gated } => Ok(sse(at_work, events, gated, false)),
         Act::CutStream { events } => Ok(sse(at_work, events, false, true)),
@@ -601,16 +675,23 @@ fn describe(worker: &str, seen: &Seen) -> Value {
     })
 }
 
-async fn digest(mut body: Incoming) -> Result<(usize, String), hyper::Error> {
+async fn digest(mut body: Incoming) -> Result<(usize, String, Bytes), hyper::Error> {
     let mut sha = Sha256::new();
     let mut bytes = 0;
+    let mut kept = BytesMut::new();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
             sha.update(&data);
             bytes += data.len();
+            if bytes <= BODY_KEPT_MAX {
+                kept.extend_from_slice(&data);
+            }
         }
     }
-    Ok((bytes, hex(&sha.finish())))
+    if bytes > BODY_KEPT_MAX {
+        kept.clear();
+    }
+    Ok((bytes, hex(&sha.finish()), kept.freeze()))
 }
 
 /// The text of the nth event, from 1.

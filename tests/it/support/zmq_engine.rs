@@ -106,12 +106,21 @@ impl ZmqEngine {
 
     /// What the engine answers to `GET /kv_event_sources`.
     pub(crate) fn sources(&self) -> String {
-        format!(
-            r#"{{"0":{{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"tcp://*:{}","replay_endpoint":"tcp://127.0.0.1:{}","buffer_steps":{},"hwm":100000,"topic":"{TOPIC}"}}}}"#,
-            self.port,
-            self.replay_port,
-            self.shared().buffer_steps
-        )
+        Self::sources_of(&[self])
+    }
+
+    /// What an engine with these data-parallel ranks answers.
+    pub(crate) fn sources_of(ranks: &[&Self]) -> String {
+        let source = |(rank, engine): (usize, &&Self)| {
+            format!(
+                r#""{rank}":{{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"tcp://*:{}","replay_endpoint":"tcp://127.0.0.1:{}","buffer_steps":{},"hwm":100000,"topic":"{TOPIC}"}}"#,
+                engine.port,
+                engine.replay_port,
+                engine.shared().buffer_steps
+            )
+        };
+        let sources: Vec<_> = ranks.iter().enumerate().map(source).collect();
+        format!("{{{}}}", sources.join(","))
     }
 
     /// Waits until somebody subscribed.
@@ -122,6 +131,11 @@ impl ZmqEngine {
             }
         };
         timeout(DEADLINE, subscribed).await.expect("somebody subscribes");
+    }
+
+    /// Connections that subscribed and stand, as far as was noticed.
+    pub(crate) fn subscribers(&self) -> usize {
+        self.shared().subscribers.len()
     }
 
     /// Publishes a batch; gives its number.

@@ -1,1 +1,0 @@
-//! Cache truth through the real binary.
