@@ -59,14 +59,13 @@ def router(binary, work, engines):
     return started
 
 
-def chat(client, seed, turn_of):
+def chat(client, seed):
     rng = random.Random(seed)
     messages = [{"role": "system", "content": f"You are guide {seed}. " + sentence(rng, 60)}]
     for _ in range(TURNS):
         messages.append({"role": "user", "content": sentence(rng, 25)})
-        with turn_of:
-            body = {"messages": messages, "max_tokens": 8}
-            outcome = client.send("chat", "/v1/chat/completions", body, stream=rng.random() < 0.5)
+        body = {"messages": messages, "max_tokens": 8}
+        outcome = client.send("chat", "/v1/chat/completions", body, stream=rng.random() < 0.5)
         messages.append({"role": "assistant", "content": outcome.text or "Yes."})
 
 
@@ -97,9 +96,7 @@ def main():
         for part in range(3):
             before = len(client.outcomes)
             with ThreadPoolExecutor(2) as pool:
-                from contextlib import nullcontext
-
-                list(pool.map(lambda n: chat(client, f"{part}-{n}", nullcontext()), range(CHATS)))
+                list(pool.map(lambda n: chat(client, f"{part}-{n}"), range(CHATS)))
             rounds.append(client.outcomes[before:])
         # The same chats in turns, so that each finds its slot taken.
         before = len(client.outcomes)
