@@ -101,7 +101,9 @@ def main():
         # The same chats in turns, so that each finds its slot taken.
         before = len(client.outcomes)
         interleaved(client)
-        rounds.append(client.outcomes[before:])
+        turns = client.outcomes[before:]
+        third = len(turns) // 3
+        thirds = [turns[:third], turns[third : 2 * third], turns[2 * third :]]
         metrics = started.metrics()
         budget = metrics["warmroute_cache_budget_blocks"]
         fed_back = sum(metrics["warmroute_actual_cached_tokens_total"].values())
@@ -112,7 +114,8 @@ def main():
             "no_prediction": sum(o.predicted is None for o in client.outcomes),
             "prompt_tokens": sum(o.prompt_tokens for o in client.outcomes),
             "cached_tokens": sum(o.cached for o in client.outcomes),
-            "stale_share_by_round": [round(stale_share(part), 4) for part in rounds],
+            "stale_share_of_chats_one_by_one": [round(stale_share(part), 4) for part in rounds],
+            "stale_tokens_of_chats_in_turns": [sum(o.stale for o in part) for part in thirds],
             "budget_blocks": budget,
             "configured_blocks": CONFIGURED_TOKENS * 4 // 128,
         }
@@ -121,8 +124,13 @@ def main():
         checks = {
             "no request failed": result["failed"] == 0,
             "every answer was fed back": result["no_prediction"] == 0 and fed_back > 0,
-            "no cache is thought larger than configured": max(budget.values())
-            <= result["configured_blocks"] * 1.5,
+            "one by one, next to nothing is stale": max(map(stale_share, rounds)) <= 0.02,
+            "in turns, most of what was stale at first is not predicted any more": sum(
+                o.stale for o in thirds[2]
+            )
+            <= sum(o.stale for o in thirds[0]) / 2,
+            "the caches are thought smaller than configured": max(budget.values())
+            < result["configured_blocks"] / 2,
         }
         for name, holds in checks.items():
             print("ok  " if holds else "FAIL", name)
@@ -138,7 +146,7 @@ def interleaved(client):
     chats = [
         [{"role": "system", "content": f"You are clerk {n}. " + sentence(rng, 60)}] for n in range(12)
     ]
-    for _ in range(TURNS):
+    for _ in range(2 * TURNS):
         for messages in chats:
             messages.append({"role": "user", "content": sentence(rng, 25)})
             body = {"messages": messages, "max_tokens": 8}
