@@ -152,7 +152,10 @@ pub fn parse(body: &[u8]) -> Result<Sync, Malformed> {
     };
     let seq = match form.seq {
         -1 => None,
-        seq => Some(u64::try_from(seq).map_err(|_| Malformed::new("seq", "is neither -1 nor a 64-bit number"))?),
+        seq => Some(
+            u64::try_from(seq)
+                .map_err(|_| Malformed::new("seq", "is neither -1 nor a 64-bit number"))?,
+        ),
     };
     Ok(Sync { worker_id: form.worker_id, epoch: form.epoch, rank: form.rank, seq, step })
 }
