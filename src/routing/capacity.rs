@@ -501,33 +501,6 @@ mod tests {
         assert!((4..=16).contains(&estimate.blocks()), "{}", estimate.blocks());
     }
 
-    /// `cargo test --release -- --ignored --nocapture costs`
-    #[test]
-    #[ignore = "measures"]
-    #[expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
-    fn costs() {
-        for capacity in [1000, 20_000, 200_000] {
-            let mut trial = Trial::new(1, capacity, capacity);
-            trial.run(2000);
-            let prompts: Vec<_> = (0..2000).map(|_| trial.traffic.next().0).collect();
-            let blocks: usize = prompts.iter().map(Vec::len).sum();
-            let from = std::time::Instant::now();
-            let sent: Vec<_> = prompts.iter().map(|prompt| trial.estimate.sent(prompt)).collect();
-            let sending = from.elapsed();
-            let from = std::time::Instant::now();
-            for sent in &sent {
-                trial.estimate.answered(sent, 1);
-            }
-            println!(
-                "{capacity}: {} blocks a prompt, sent {:?}, answered {:?}, coarseness {}",
-                blocks / 2000,
-                sending / 2000,
-                from.elapsed() / 2000,
-                trial.estimate.coarseness
-            );
-        }
-    }
-
     proptest! {
         /// Distances as counted equal those of a plain list, when all blocks are sampled; for
         /// prompts as engines see them, where a block commits to all before it.

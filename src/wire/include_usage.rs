@@ -390,40 +390,6 @@ mod tests {
         assert_eq!(out.as_ptr(), chunk.as_ptr());
     }
 
-    /// `cargo test --release -- --ignored --nocapture costs`
-    #[test]
-    #[ignore = "measures"]
-    #[expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
-    fn costs() {
-        let plain = Bytes::from_static(b"data: {\"id\":\"chatcmpl-a60598d305aadc69\",\"object\":\"chat.completion.chunk\",\"created\":1795252248,\"model\":\"tiny-qwen3\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" the\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n");
-        let null = Bytes::from(format!("{NULL_USAGE}\n\n"));
-        let body = Bytes::from(format!(
-            r#"{{"messages":[{{"role":"user","content":"{}"}}],"stream":true}}"#,
-            "lorem ipsum\\n ".repeat(440)
-        ));
-        let mut strip = Strip::default();
-        let time = |name: &str, len: usize, act: &mut dyn FnMut()| {
-            let rounds = 300_000_u32;
-            let from = std::time::Instant::now();
-            for _ in 0..rounds {
-                act();
-            }
-            println!(
-                "{name}: {len} bytes, {:.1} ns",
-                from.elapsed().as_nanos() as f64 / f64::from(rounds)
-            );
-        };
-        time("strip, plain event", plain.len(), &mut || {
-            std::hint::black_box(strip.feed(&plain));
-        });
-        time("strip, event with null", null.len(), &mut || {
-            std::hint::black_box(strip.feed(&null));
-        });
-        time("ask", body.len(), &mut || {
-            std::hint::black_box(ask(&body));
-        });
-    }
-
     fn json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),

@@ -606,42 +606,6 @@ mod tests {
         }
     }
 
-    /// `cargo test --release -- --ignored --nocapture costs`
-    #[test]
-    #[ignore = "measures"]
-    #[expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
-    fn costs() {
-        let plain = r#"{"id":"chatcmpl-a60598d305aadc69","object":"chat.completion.chunk","created":1795252248,"model":"tiny-qwen3","choices":[{"index":0,"delta":{"content":" the"},"logprobs":null,"finish_reason":null}]}"#;
-        let usage = r#"{"id":"chatcmpl-a60598d305aadc69","object":"chat.completion.chunk","created":1795252248,"choices":[{"index":0,"delta":{"content":" the"}}],"usage":{"prompt_tokens":30,"total_tokens":31}}"#;
-        let document = format!(r#"{{"text":"{}"}}"#, "lorem ipsum\\n ".repeat(1 << 20));
-        let ids = format!("[{}]", "151644,".repeat(1 << 20));
-        for (name, is_sse, chunk, rounds) in [
-            ("plain event", true, format!("data: {plain}\n\n"), 1_000_000),
-            ("event with usage", true, format!("data: {usage}\n\n"), 1_000_000),
-            (
-                "event with null",
-                true,
-                format!(
-                    "data: {}\n\n",
-                    usage.replace(r#"{"prompt_tokens":30,"total_tokens":31}"#, "null")
-                ),
-                1_000_000,
-            ),
-            ("half an event", true, plain[..100].to_owned(), 1_000_000),
-            ("document, text", false, document, 4),
-            ("document, token ids", false, ids, 4),
-        ] {
-            let mut watch = UsageWatch::new(is_sse);
-            let from = std::time::Instant::now();
-            for _ in 0..rounds {
-                watch.feed(std::hint::black_box(chunk.as_bytes()));
-            }
-            let ns = from.elapsed().as_nanos() as f64 / f64::from(rounds);
-            let rate = chunk.len() as f64 / ns;
-            println!("{name}: {} bytes, {ns:.1} ns, {rate:.2} GB/s", chunk.len());
-        }
-    }
-
     proptest! {
         #[test]
         fn the_cuts_do_not_matter(
