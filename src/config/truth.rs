@@ -193,6 +193,11 @@ fn kv_source(key: &str, source: &file::KvSource) -> Checked<KvSource> {
             return Err(ConfigError::new(key, format!("`{endpoint}`"), problem, remedy));
         }
     }
+    let address = endpoint.trim_start_matches("tcp://");
+    if bind && address.parse::<std::net::SocketAddr>().is_err() {
+        let remedy = "write tcp://ADDRESS:PORT, for example tcp://0.0.0.0:5557";
+        return Err(ConfigError::new(key, format!("`{endpoint}`"), "no address to bind", remedy));
+    }
     Ok(KvSource {
         endpoint: endpoint.clone(),
         bind,

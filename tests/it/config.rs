@@ -393,6 +393,7 @@ async fn what_the_router_knows_caches_by_is_checked() {
         ("{endpoint: \"tcp://h:70000\"}", "`tcp://h:70000`", "tcp://HOST:PORT"),
         ("{endpoint: \"tcp://h:1\", replay_endpoint: \"h:2\"}", "`h:2`", "tcp://HOST:PORT"),
         ("{endpoint: \"tcp://h:1\", bind: \"tcp://0.0.0.0:2\"}", "both", "tcp://HOST:PORT"),
+        ("{bind: \"tcp://router:2\"}", "`tcp://router:2`", "tcp://ADDRESS:PORT"),
         ("{topic: x}", "neither", "tcp://HOST:PORT"),
         ("[]", "0", "1 to 64"),
         ("[{endpoint: \"tcp://h:1\"}, {endpoint: \"h\"}]", "`h`", "tcp://HOST:PORT"),
