@@ -2,16 +2,17 @@
 //!
 //! A block hash commits to every byte before it, so equal hashes at one depth mean equal prefixes
 //! and an index needs no text. The chain is `h[i] = XXH3-64(block[i], seed = h[i - 1])` (XXH3 of
-//! <https://xxhash.com>, 64 bits), begun at a [`Root`] that a per-process [`Secret`] keys, so that
+//! <https://xxhash.com>, 64 bits), begun at a [`Root`] that a [`Secret`] of ours keys, so that
 //! no client can aim a collision. A random one is expected after some 2^32 blocks; it costs a
 //! cache miss on a worker, never a wrong answer. A cryptographic hash was turned down: ten times
-//! the time per byte, for a name that never leaves the process.
+//! the time per byte, for a name that only our own processes hand on.
 //!
 //! Only full blocks have a name: engines cache only full blocks too.
 
 use std::fmt;
 use std::num::NonZeroUsize;
 
+use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::{Xxh3Builder, xxh3_64_with_seed};
 
 /// The chained name of one block: it stands for the block and all that comes before it.
@@ -39,6 +40,16 @@ pub struct Root(u64);
 pub struct Chain(u64);
 
 impl Chain {
+    /// Takes the state of a chain as [`as_u64`](Self::as_u64) gave it.
+    pub const fn new(state: u64) -> Self {
+        Self(state)
+    }
+
+    /// The state as a number.
+    pub const fn as_u64(self) -> u64 {
+        self.0
+    }
+
     /// The last block's hash; meaningless when there is none yet.
     pub(super) const fn last_block(self) -> BlockHash {
         BlockHash(self.0)
@@ -57,9 +68,12 @@ impl From<BlockHash> for Chain {
     }
 }
 
-/// The per-process key of every root.
-#[derive(Clone)]
-pub struct Secret([u8; 192]);
+/// The key of every root: per process, handed on to the process that takes its place.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret([u8; SECRET_BYTES]);
+
+/// Bytes of a [`Secret`].
+pub const SECRET_BYTES: usize = 192;
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,11 +85,33 @@ impl Secret {
     /// Stretches a random seed to the 192 bytes that XXH3 takes, by SplitMix64 (Steele, Lea and
     /// Flood, OOPSLA 2014). The seed must not be known to clients.
     pub fn from_seed(seed: u64) -> Self {
-        let mut secret = [0; 192];
+        let mut secret = [0; SECRET_BYTES];
         let mut state = seed;
         for word in secret.chunks_exact_mut(8) {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
             word.copy_from_slice(&mix(state).to_le_bytes());
+        }
+        Self(secret)
+    }
+
+    /// Takes a key as [`to_bytes`](Self::to_bytes) gave it.
+    pub const fn from_bytes(bytes: [u8; SECRET_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// The key itself, for the process that goes on with the same names. Nobody else may see it.
+    pub const fn to_bytes(&self) -> [u8; SECRET_BYTES] {
+        self.0
+    }
+
+    /// The same in every process that shares `passphrase`, which must be hard to guess.
+    pub fn from_passphrase(passphrase: &str) -> Self {
+        let mut secret = [0; 192];
+        for (part, bytes) in (0_u8..).zip(secret.chunks_exact_mut(32)) {
+            let mut hash = Sha256::new_with_prefix(b"warmroute block hashes");
+            hash.update([part]);
+            hash.update(passphrase);
+            bytes.copy_from_slice(&hash.finalize());
         }
         Self(secret)
     }
@@ -418,6 +454,17 @@ mod tests {
         let mut hasher = BlockHasher::new(root, BLOCK_BYTES);
         hasher.push(prompt);
         hasher
+    }
+
+    #[test]
+    fn processes_with_one_passphrase_name_blocks_alike() {
+        let root = |secret: Secret| secret.root(&[(1, b"model")]);
+        let of = |passphrase| root(Secret::from_passphrase(passphrase));
+        assert_eq!(of("sixteen letters!"), of("sixteen letters!"));
+        assert_ne!(of("sixteen letters!"), of("sixteen letters?"));
+        let Secret(bytes) = Secret::from_passphrase("sixteen letters!");
+        let parts: std::collections::HashSet<_> = bytes.chunks(32).collect();
+        assert_eq!(parts.len(), 6, "no part is another's");
     }
 
     #[test]

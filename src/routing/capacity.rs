@@ -25,12 +25,16 @@ const SAMPLED_MAX: usize = 1024;
 /// could not show; and where it reaches over eight times as far, it is too coarse.
 const REACH: usize = 4;
 const REACH_MAX: usize = 8 * REACH;
+/// Beyond it no sample is thinned.
+const COARSENESS_MAX: u32 = 40;
 /// Sizes tried: eight a doubling, from a 64th of the configured one to 64 times that.
 const SIZES_PER_DOUBLING: i32 = 8;
 const DOUBLINGS: i32 = 6;
 const SIZES: usize = (2 * DOUBLINGS * SIZES_PER_DOUBLING + 1) as usize;
 /// What an answer's weight falls to with each later one: half of all weight lies in the last 200.
 const DECAY: f32 = 1.0 - 1.0 / 288.0;
+/// More than all answers ever weigh together.
+const WEIGHT_MAX: f32 = 300.0;
 /// Answers by which another size must fit better before the estimate moves.
 const MOVE_GAIN: f32 = 3.0;
 /// Sizes that fit this much worse than the best are as good; of all these, the nearest is taken.
@@ -41,6 +45,24 @@ const EDGE_BLOCKS: usize = 2;
 const EDGE_SHARE: usize = 20;
 /// Marks kept of one prompt.
 const MARKS_MAX: usize = 64;
+
+/// What a [`CapacityEstimate`] has learned, the blocks of late included (10 KiB): without them it
+/// would be deaf until as many had come again.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CapacityImage {
+    /// The configured size, blocks.
+    pub configured: u64,
+    /// The size believed in: eighths of a doubling above a 64th of the configured one.
+    pub size: u32,
+    /// Weight of hits, and of misses, by the number of sizes not above their distance.
+    pub hits: Vec<f32>,
+    /// See `hits`.
+    pub misses: Vec<f32>,
+    /// One in `2^coarseness` blocks is sampled.
+    pub coarseness: u32,
+    /// The sampled blocks, the most recently sent last.
+    pub sampled: Vec<u64>,
+}
 
 /// Learns one worker's cache size.
 #[derive(Clone, Debug)]
@@ -84,6 +106,38 @@ impl CapacityEstimate {
             coarseness: 0,
             recency: Vec::new(),
         };
+        estimate.fit_sample();
+        estimate
+    }
+
+    /// What was learned.
+    pub fn image(&self) -> CapacityImage {
+        CapacityImage {
+            configured: self.configured as u64,
+            size: self.size as u32,
+            hits: self.hits.to_vec(),
+            misses: self.misses.to_vec(),
+            coarseness: self.coarseness,
+            sampled: self.recency.clone(),
+        }
+    }
+
+    /// Goes on from what was learned. What cannot be is taken as not learned.
+    pub fn restore(image: &CapacityImage) -> Self {
+        let mut estimate = Self::new(usize::try_from(image.configured).unwrap_or(usize::MAX));
+        estimate.size = (image.size as usize).min(SIZES - 1);
+        estimate.coarseness = image.coarseness.min(COARSENESS_MAX);
+        let weights = [(&mut estimate.hits, &image.hits), (&mut estimate.misses, &image.misses)];
+        for (weights, learned) in weights {
+            // All weight of one kind together stays below the sum of DECAY's powers.
+            let can_be = |weight: &&f32| (0.0..=WEIGHT_MAX).contains(*weight);
+            for (weight, &learned) in weights.iter_mut().zip(learned).filter(|(_, l)| can_be(l)) {
+                *weight = learned;
+            }
+        }
+        let mask = (1_u64 << estimate.coarseness) - 1;
+        let sampled = image.sampled.iter().copied().filter(|block| block & mask == 0);
+        estimate.recency = sampled.take(SAMPLED_MAX + SAMPLED_MAX / 4).collect();
         estimate.fit_sample();
         estimate
     }
@@ -182,7 +236,7 @@ impl CapacityEstimate {
     fn fit_sample(&mut self) {
         let blocks = self.blocks();
         while (SAMPLED_MAX << self.coarseness) < REACH.saturating_mul(blocks)
-            && self.coarseness < 40
+            && self.coarseness < COARSENESS_MAX
         {
             self.coarseness += 1;
             let mask = (1_u64 << self.coarseness) - 1;
@@ -530,6 +584,47 @@ mod tests {
                 prop_assert_eq!(estimate.sent(&prompt).marks, expected);
                 list.retain(|block| !prompt.contains(block));
                 list.extend(prompt.iter().rev());
+            }
+        }
+
+        /// Restored in the middle, it goes on as it would have; from nonsense, it does no harm.
+        #[test]
+        fn what_was_learned_is_taken_up_again(
+            configured in prop_oneof![Just(64_usize), Just(100_000)],
+            answers in prop::collection::vec((0..40_u64, 0..60_u64, 0..60_usize), 1..120),
+            from in any::<prop::sample::Index>(),
+            nonsense in (any::<u64>(), any::<u32>(), any::<u32>(), any::<f32>()),
+        ) {
+            let prompt = |first, len| -> Vec<_> {
+                (first..first + len).map(|n| BlockHash::new(crate::routing::block::mix(n))).collect()
+            };
+            let mut estimate = CapacityEstimate::new(configured);
+            let mut restored = None;
+            let from = from.index(answers.len());
+            for (at, (first, len, cached)) in answers.into_iter().enumerate() {
+                if at == from {
+                    restored = Some(CapacityEstimate::restore(&estimate.image()));
+                }
+                let prompt = prompt(first, len);
+                let sent = estimate.sent(&prompt);
+                let moved = estimate.answered(&sent, cached);
+                if let Some(restored) = &mut restored {
+                    prop_assert_eq!(restored.sent(&prompt), sent.clone());
+                    prop_assert_eq!(restored.answered(&sent, cached), moved);
+                    prop_assert_eq!(restored.image(), estimate.image());
+                }
+            }
+            let (configured, size, coarseness, weight) = nonsense;
+            let image = CapacityImage {
+                configured, size, coarseness, hits: vec![weight; 200], ..estimate.image()
+            };
+            let mut estimate = CapacityEstimate::restore(&image);
+            for _ in 0..20 {
+                let sent = estimate.sent(&prompt(0, 50));
+                estimate.answered(&sent, 10);
+                prop_assert!(estimate.blocks() > 0);
+                prop_assert!(estimate.hits.iter().all(|weight| weight.is_finite()));
+                prop_assert!(estimate.recency.len() <= SAMPLED_MAX + SAMPLED_MAX / 4);
             }
         }
 

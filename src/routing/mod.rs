@@ -10,8 +10,12 @@
 //! * [`worker`] and [`load`] are what a decision may know of a worker.
 //! * [`policy`] picks one; [`saturation`] is its last fence, [`consistent`] its hash order.
 //! * [`breaker`] (with [`window`]) takes failing workers out of the candidates for a while.
+//! * [`ramp`] lets a worker that comes to others that serve begin with a part of its share.
 //! * [`rate`] learns how fast each worker prefills, [`capacity`] how much its cache holds.
 //! * [`trust`] says how far to believe what we know of a worker's cache.
+//!
+//! What is learned can be told as an *image* (content, with ages in place of instants) and gone on
+//! with by another process: see [`prefix::image`].
 
 pub mod block;
 pub mod breaker;
@@ -20,6 +24,7 @@ pub mod consistent;
 pub mod load;
 pub mod policy;
 pub mod prefix;
+pub mod ramp;
 pub mod rate;
 pub mod saturation;
 pub mod trust;
@@ -35,9 +40,15 @@ pub use policy::{
     Ask, Decision, Policy, PolicyParams, PolicySettings, PromptKind, Reason, Shed, pick,
 };
 pub use prefix::{Holdings, HoldingsParams, HoldingsStats, Matched, Tier};
+pub use ramp::{ramp_share, starts_slowly};
 pub use rate::{FleetRate, PrefillRate};
 pub use saturation::Headroom;
 pub use worker::{Candidate, InvalidWorkerId, WorkerId};
+
+/// `now - ago`, or `now` where no instant lies so far back.
+fn before(now: std::time::Instant, ago: std::time::Duration) -> std::time::Instant {
+    now.checked_sub(ago).unwrap_or(now)
+}
 
 /// A setting lies outside its range. The text names the setting, its value and the range.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

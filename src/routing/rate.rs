@@ -37,6 +37,15 @@ const OBSERVATIONS_MIN: u32 = 4;
 /// this.
 const SAME_RATE_SHARE: f64 = 0.25;
 
+/// What a [`PrefillRate`] has learned.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct RateImage {
+    /// Mean of the natural logarithms of tokens a second.
+    pub log_mean: f64,
+    /// Observations in it.
+    pub observations: u32,
+}
+
 /// Moving geometric mean of one worker's prefill rate.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct PrefillRate {
@@ -48,6 +57,20 @@ impl PrefillRate {
     /// A rate not learned yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What was learned.
+    pub fn image(&self) -> RateImage {
+        RateImage { log_mean: self.log_mean, observations: self.observations }
+    }
+
+    /// Goes on from what was learned; a rate that cannot have been counts as none.
+    pub fn restore(image: RateImage) -> Self {
+        let RateImage { log_mean, observations } = image;
+        let (least, most) = OBSERVED_RATE_RANGE.into_inner();
+        // A mean of logarithms may lie beside its ends by a rounding.
+        let can_be = (least.ln() - 1e-6..=most.ln() + 1e-6).contains(&log_mean);
+        if can_be { Self { log_mean, observations } } else { Self::new() }
     }
 
     /// Takes in that `tokens_ahead_and_own` uncached prompt tokens (queued at the worker when a
@@ -150,6 +173,22 @@ mod tests {
         let mut rate = learned(8_000);
         rate.observe(8_000, Duration::from_secs(100));
         assert!(rate.tokens_per_s() > 4_000.0, "{}", rate.tokens_per_s());
+    }
+
+    #[test]
+    fn what_was_learned_is_taken_up_again_and_nonsense_is_not() {
+        let mut rate = learned(8_000);
+        let mut restored = PrefillRate::restore(rate.image());
+        for seconds in 1..5 {
+            assert_eq!(restored, rate);
+            for rate in [&mut restored, &mut rate] {
+                assert!(rate.observe(8_000, Duration::from_secs(seconds)));
+            }
+        }
+        for log_mean in [f64::NAN, f64::INFINITY, -1.0, 0.0, 700.0] {
+            let rate = PrefillRate::restore(RateImage { log_mean, observations: 9 });
+            assert_eq!(rate, PrefillRate::new());
+        }
     }
 
     #[test]

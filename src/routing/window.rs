@@ -6,6 +6,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// Buckets in the ring; the window forgets in steps of a tenth of its width.
 pub const BUCKETS: usize = 10;
 
@@ -37,6 +39,18 @@ impl Tally {
     pub fn success_share(&self) -> f64 {
         if self.outcomes() == 0 { 1.0 } else { self.successes as f64 / self.outcomes() as f64 }
     }
+}
+
+/// What a [`SuccessWindow`] has counted. Stored by the names of its fields.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WindowImage {
+    /// The width of a bucket.
+    pub step: Duration,
+    /// How long ago the newest began.
+    pub phase: Duration,
+    /// Successes and failures by bucket, the newest first.
+    pub counts: Vec<(u32, u32)>,
 }
 
 /// The ring.
@@ -80,6 +94,41 @@ impl SuccessWindow {
             }
         }
         tally
+    }
+
+    /// What was counted.
+    pub fn image(&self, now: Instant) -> WindowImage {
+        let newest = self.step_at(now);
+        let begun = self.step.saturating_mul(u32::try_from(newest).unwrap_or(u32::MAX));
+        let phase = now.saturating_duration_since(self.started).saturating_sub(begun);
+        let counts = (0..BUCKETS as u64).map_while(|back| {
+            let step = newest.checked_sub(back)?;
+            let bucket = self.buckets[(step % BUCKETS as u64) as usize];
+            let counted = bucket.step == step;
+            Some(if counted { (bucket.successes, bucket.failures) } else { (0, 0) })
+        });
+        WindowImage { step: self.step, phase: phase.min(self.step), counts: counts.collect() }
+    }
+
+    /// A window `width` wide in which that was counted that an image tells of, taken `away` ago.
+    /// Where the width was another, outcomes count from the beginning of their old bucket on.
+    pub fn restore(width: Duration, image: &WindowImage, away: Duration, now: Instant) -> Self {
+        let mut window = Self::new(width, now);
+        let before_newest = window.step * (BUCKETS as u32 - 1);
+        let age = before_newest.saturating_add(image.phase).saturating_add(away);
+        let Some(started) = now.checked_sub(age) else { return window };
+        window.started = started;
+        for (back, &(successes, failures)) in (0..BUCKETS as u32).zip(&image.counts) {
+            let begun = before_newest.checked_sub(image.step.saturating_mul(back));
+            let Some(begun) = begun.filter(|_| successes > 0 || failures > 0) else { continue };
+            let step = (begun.as_nanos() / window.step.as_nanos()) as u64;
+            let bucket = &mut window.buckets[(step % BUCKETS as u64) as usize];
+            bucket.step = step;
+            bucket.successes = bucket.successes.saturating_add(successes);
+            bucket.failures = bucket.failures.saturating_add(failures);
+            window.newest = window.newest.max(step);
+        }
+        window
     }
 
     /// Forgets everything.

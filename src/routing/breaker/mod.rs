@@ -14,6 +14,7 @@
 //! A breaker returns transitions as values; who ejects at most how many of a fleet is the caller's
 //! question, answered by [`may_eject`] and passed in as `may_trip`.
 
+mod image;
 mod params;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use super::window::SuccessWindow;
 
+pub use image::BreakerImage;
 pub use params::{BreakerParams, BreakerSettings};
 
 /// How an attempt at a worker ended, seen as a sign of its health.
@@ -144,6 +146,22 @@ impl Breaker {
             window: SuccessWindow::new(settings.window, now),
             cool_down: settings.cool_down_first,
         }
+    }
+
+    /// Goes by other parameters from now on. Its state stays; what was counted goes only when the
+    /// window is another.
+    pub fn set_params(&mut self, params: BreakerParams, now: Instant) {
+        let (before, settings) = (*self.params.settings(), *params.settings());
+        if before.window != settings.window {
+            self.window = SuccessWindow::new(settings.window, now);
+        }
+        // A next cool-down that no failure has lengthened is the new first one.
+        self.cool_down = if self.cool_down == before.cool_down_first {
+            settings.cool_down_first
+        } else {
+            self.cool_down.clamp(settings.cool_down_first, settings.cool_down_max)
+        };
+        self.params = params;
     }
 
     /// Whether a request may go to the worker at `now`. Changes nothing.

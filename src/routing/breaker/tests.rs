@@ -334,6 +334,76 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
+    /// Told and gone on with after some time, it does as it would have done, but for a probe in
+    /// flight: that one reports to whoever sent it.
+    #[test]
+    fn goes_on_where_it_stood(
+        before in prop::collection::vec(step(), 0..60),
+        away_ms in 0..30_000_u64,
+        after in prop::collection::vec(step(), 1..60),
+    ) {
+        let mut now = Instant::now();
+        let mut breaker = Breaker::new(BreakerParams::default(), now);
+        let play = |breaker: &mut Breaker, step: &Step, now: Instant| match *step {
+            Step::Send => (breaker.try_probe(now), None),
+            Step::End(_, outcome, may_trip) => {
+                (false, breaker.on_outcome(outcome, now, now, may_trip))
+            }
+            Step::Wait(_) | Step::Leave(_) => (false, None),
+        };
+        let wait = |step: &Step| match step {
+            Step::Wait(ms) => Duration::from_millis(ms.unsigned_abs()),
+            _ => Duration::ZERO,
+        };
+        for step in &before {
+            now += wait(step);
+            play(&mut breaker, step, now);
+        }
+        let image = breaker.image(now);
+        if let Inner::HalfOpen { probe_sent: Some(sent) } = breaker.inner {
+            breaker.probe_abandoned(sent);
+        }
+        let away = Duration::from_millis(away_ms);
+        now += away;
+        let mut restored = Breaker::restore(BreakerParams::default(), &image, away, now);
+        for step in &after {
+            now += wait(step);
+            prop_assert_eq!(restored.state(now), breaker.state(now));
+            prop_assert_eq!(restored.refuses_for(now), breaker.refuses_for(now));
+            prop_assert_eq!(restored.window.tally(now), breaker.window.tally(now));
+            prop_assert_eq!(play(&mut restored, step, now), play(&mut breaker, step, now));
+        }
+    }
+
+    /// Any image, under any window: no panic, and every ejection ends in time.
+    #[test]
+    fn any_image_can_be_gone_on_with(
+        ejected in any::<bool>(),
+        times in prop::array::uniform7(prop_oneof![
+            (0..100_u64).prop_map(Duration::from_secs), Just(Duration::MAX)
+        ]),
+        failures_in_row in any::<u32>(),
+        counts in prop::collection::vec(any::<(u32, u32)>(), 0..20),
+        window_ms in 100..100_000_u64,
+    ) {
+        let [probe_in, closed_for, steady_for, cool_down, step, phase, away] = times;
+        let window = super::super::window::WindowImage { step, phase, counts };
+        let image = BreakerImage {
+            ejected, probe_in, closed_for, failures_in_row, steady_for, cool_down, window,
+        };
+        let window = Duration::from_millis(window_ms);
+        let params = BreakerParams::try_new(BreakerSettings { window, ..settings() });
+        let now = Instant::now();
+        let mut breaker = Breaker::restore(params.expect("in range"), &image, away, now);
+        prop_assert!(breaker.refuses_for(now) <= secs(60));
+        for ms in [0, 1, 1_000, 100_000] {
+            let now = now + Duration::from_millis(ms);
+            breaker.try_probe(now);
+            report(&mut breaker, Outcome::Failure, now);
+            prop_assert!(breaker.refuses_for(now) <= secs(60));
+        }
+    }
+
     /// Same admissions as the model after every step; at most one unexpired probe in flight; an
     /// ejection ends by itself once the longest cool-down and the longest probe are over.
     #[test]
@@ -405,4 +475,30 @@ proptest! {
             prop_assert!(breaker.refuses_for(at(now)) <= secs(60) + secs(5 * 150));
         }
     }
+}
+
+#[test]
+fn other_parameters_hold_from_the_next_outcome_on() {
+    let (mut breaker, t0) = start();
+    report(&mut breaker, Outcome::Failure, t0);
+    let once = BreakerSettings {
+        failures_in_row_max: 2,
+        cool_down_first: secs(5),
+        cool_down_max: secs(9),
+        ..settings()
+    };
+    breaker.set_params(BreakerParams::try_new(once).unwrap(), t0);
+    assert_eq!(report(&mut breaker, Outcome::Failure, t0), Some(TRIPPED), "the first still counts");
+    assert_eq!(breaker.refuses_for(t0), secs(5));
+    // A probe that fails doubles as far as the new bound.
+    assert!(breaker.try_probe(t0 + secs(5)));
+    report(&mut breaker, Outcome::Failure, t0 + secs(5));
+    assert_eq!(breaker.refuses_for(t0 + secs(5)), secs(9));
+    // What it lengthened meets the new bounds, and its state stays.
+    let short = BreakerSettings { cool_down_max: secs(2), ..settings() };
+    breaker.set_params(BreakerParams::try_new(short).unwrap(), t0 + secs(5));
+    assert_eq!(breaker.state(t0 + secs(6)), BreakerState::Open);
+    assert!(breaker.try_probe(t0 + secs(14)));
+    report(&mut breaker, Outcome::Failure, t0 + secs(14));
+    assert_eq!(breaker.refuses_for(t0 + secs(14)), secs(2));
 }

@@ -553,3 +553,31 @@ proptest! {
         }
     }
 }
+
+/// A worker that starts slowly has a tenth of its weight: less must come to it under every policy,
+/// and yet something. Ten requests are under way at any time, all prompts are different.
+#[test]
+fn a_small_weight_is_a_small_share_under_every_policy() {
+    for policy in Policy::ALL {
+        let mut workers = fleet_with(3, |w| w.weight = if w.slot == 0 { 0.1 } else { 1.0 });
+        let mut rng = rng(5);
+        let mut running = std::collections::VecDeque::new();
+        let mut counts = [0; 3];
+        for turn in 0..2_000_u64 {
+            // Every request is a session and a system prompt of its own.
+            let ask = Ask { turn, session: Some(turn), prefix: Some(turn), ..prompt() };
+            let picked = pick(policy, &PolicyParams::default(), &ask, &workers, &mut rng).unwrap();
+            counts[picked.slot] += 1;
+            workers[picked.slot].load.requests += 1;
+            workers[picked.slot].load.queued_tokens += ask.tokens;
+            running.push_back(picked.slot);
+            if running.len() > 30 {
+                let done = running.pop_front().unwrap();
+                workers[done].load.requests -= 1;
+                workers[done].load.queued_tokens -= 1_000;
+            }
+        }
+        // Fair would be 667, by weight it is 95.
+        assert!((20..=300).contains(&counts[0]), "{policy}: {counts:?}");
+    }
+}

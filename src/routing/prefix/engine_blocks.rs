@@ -244,20 +244,50 @@ impl EngineBlocks {
 
     /// Adds a record unless it would exceed the bound.
     pub(super) fn add(&mut self, record: Record) -> Option<RecordId> {
+        let at = self.fits(&record).then(|| self.push(record))?;
+        self.link(at);
+        Some(at)
+    }
+
+    /// Room for records that one more asks for, and bytes without the table then.
+    fn step_to(&self, record: &Record) -> (usize, usize) {
         let len = self.records.len();
         let step = if len == self.records.capacity() { 4 + len / 8 } else { 0 };
         let records = (self.records.capacity() + step) * size_of::<Record>();
-        let fixed = records + self.heap_bytes + record.heap_bytes();
-        if fixed + self.by_id.bytes_with(len + 1) > self.bytes_max {
-            return None;
+        (step, records + self.heap_bytes + record.heap_bytes())
+    }
+
+    /// Whether one more record keeps the bound.
+    pub(super) fn fits(&self, record: &Record) -> bool {
+        let (_, fixed) = self.step_to(record);
+        fixed + self.by_id.bytes_with(self.records.len() + 1) <= self.bytes_max
+    }
+
+    /// Makes room for just so many records with so many bytes in them, where there are none and
+    /// the bound allows it.
+    pub(super) fn reserve_for(&mut self, records: usize, heap_bytes: usize) {
+        let fixed = records.saturating_mul(size_of::<Record>()).saturating_add(heap_bytes);
+        if fixed.saturating_add(PlaceMap::bytes_for(records)) <= self.bytes_max {
+            self.records.reserve_exact(records);
+            self.by_id.reserve(records, 0);
         }
-        let at = RecordId::from_slot(len);
+    }
+
+    /// Adds a record that fits and whose id is new; it has to be linked.
+    pub(super) fn push(&mut self, record: Record) -> RecordId {
+        let (step, fixed) = self.step_to(&record);
+        let at = RecordId::from_slot(self.records.len());
         self.records.reserve_exact(step);
-        self.by_id.reserve(len + 1, self.bytes_max - fixed);
+        self.by_id.reserve(self.records.len() + 1, self.bytes_max - fixed);
         self.by_id.set(mix(record.id.0), at.place());
         self.heap_bytes += record.heap_bytes();
-        self.held += 1;
+        self.held += usize::from(record.copies > 0);
         self.records.push(record);
+        at
+    }
+
+    /// Puts a record at the head of its parent's list, if that is known.
+    pub(super) fn link(&mut self, at: RecordId) {
         if let Some(parent) = self[at].parent.and_then(|parent| self.find(parent)) {
             let next = self[parent].first_child.replace(at);
             self[at].next = next;
@@ -265,7 +295,6 @@ impl EngineBlocks {
                 self[next].previous = Some(at);
             }
         }
-        Some(at)
     }
 
     /// Sets what leads to `at` in its parent's list, and back to it from the one behind.

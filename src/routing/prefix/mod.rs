@@ -11,15 +11,19 @@
 //!
 //! The parts: `node` (the runs and where each block lies), `recency` (what is trimmed, and when),
 //! `engine_blocks` (a worker's reports in its own block ids). [`holdings`] puts together what one
-//! worker holds in all its caches, and `digest` compares it with what the worker says.
+//! worker holds in all its caches, [`image`] tells it to others, and `digest` compares it with what
+//! the worker says.
 
 mod digest;
 mod engine_blocks;
 pub mod holdings;
+pub mod image;
 mod node;
 mod recency;
 mod worker_cache;
 
+#[cfg(test)]
+mod image_tests;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
@@ -29,7 +33,10 @@ pub use digest::{BUCKETS_MAX, Digest, bucket_of, mix_id};
 pub use engine_blocks::{
     EngineBlockId, EngineBlocks, EngineStats, Rejection, RemovedOutcome, StoredOutcome,
 };
-pub use holdings::{Holdings, HoldingsParams, HoldingsStats, Matched, Tier, TierStats};
+pub use holdings::{
+    Holdings, HoldingsImage, HoldingsParams, HoldingsStats, Matched, Tier, TierStats,
+};
+pub use image::{CacheImage, IndexImage};
 pub use worker_cache::WorkerCache;
 
 use std::collections::HashMap;

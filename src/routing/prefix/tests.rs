@@ -258,6 +258,7 @@ enum Step {
     Touch(Vec<u8>),
     Bound(usize),
     Clear,
+    Restored,
 }
 
 fn symbols() -> impl Strategy<Value = Vec<u8>> {
@@ -274,6 +275,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => symbols().prop_map(Step::Touch),
         1 => (0..40_usize).prop_map(Step::Bound),
         1 => Just(Step::Clear),
+        3 => Just(Step::Restored),
     ]
 }
 
@@ -327,6 +329,13 @@ fn apply(step: Step, index: &mut PrefixIndex, model: &mut IndexModel) {
         Step::Clear => {
             index.clear();
             model.order.clear();
+        }
+        Step::Restored => {
+            let image = index.image();
+            let bytes = index.stats().bytes;
+            *index = PrefixIndex::restore(index.bounds, &image);
+            assert_eq!(index.image(), image);
+            assert!(index.stats().bytes <= bytes, "packed no tighter");
         }
     }
 }
@@ -592,6 +601,7 @@ mod worker_cache {
         Removed(Vec<Vec<u8>>),
         Insert(Vec<u8>),
         Cleared,
+        Restored,
     }
 
     fn symbols() -> impl Strategy<Value = Vec<u8>> {
@@ -605,6 +615,7 @@ mod worker_cache {
             20 => paths.prop_map(Event::Removed),
             insert_weight => symbols().prop_map(Event::Insert),
             1 => Just(Event::Cleared),
+            4 => Just(Event::Restored),
         ]
     }
 
@@ -657,6 +668,13 @@ mod worker_cache {
                     cache.cleared();
                     model.copies.clear();
                     model.ours.clear();
+                }
+                Event::Restored => {
+                    let image = cache.image();
+                    let bytes = cache.engine_stats().bytes;
+                    cache = WorkerCache::restore(UNBOUNDED, usize::MAX, &image);
+                    assert_eq!(cache.image().index, image.index);
+                    assert!(cache.engine_stats().bytes <= bytes, "packed no tighter");
                 }
             }
             cache.check();

@@ -59,8 +59,8 @@ impl Run {
 /// A worker's prefix index and the engine blocks that correct it.
 #[derive(Clone, Debug)]
 pub struct WorkerCache {
-    index: PrefixIndex,
-    engine_blocks: EngineBlocks,
+    pub(super) index: PrefixIndex,
+    pub(super) engine_blocks: EngineBlocks,
 }
 
 impl WorkerCache {

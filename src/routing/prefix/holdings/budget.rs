@@ -46,7 +46,7 @@ impl Holdings {
     }
 
     /// What the records of one cache may take now.
-    fn engine_bytes_max_of(&self, tier: Tier, cache: &WorkerCache) -> usize {
+    pub(super) fn engine_bytes_max_of(&self, tier: Tier, cache: &WorkerCache) -> usize {
         let (mut all, mut lower) = (0, 0);
         for (tier, cache) in self.caches() {
             let bytes = cache.engine_stats().bytes;

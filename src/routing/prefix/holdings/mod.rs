@@ -6,9 +6,10 @@
 //! to go by without events, and what keeps a burst together until they come with them. We do not
 //! choose the rank, so presumptions belong to none.
 //!
-//! `budget` divides the memory, `stats` says what is in it.
+//! `budget` divides the memory, `stats` says what is in it, `image` tells it to others.
 
 mod budget;
+mod image;
 mod presumed;
 mod stats;
 
@@ -23,6 +24,7 @@ use super::{
     Bounds, Digest, EngineBlockId, Inserted, PrefixIndex, Rejection, RemovedOutcome, StoredOutcome,
     WorkerCache, bucket_of, mix_id,
 };
+pub use image::{HoldingsImage, TierImage};
 use presumed::{Age, Presumed};
 pub use stats::{HoldingsStats, TierStats};
 

@@ -58,6 +58,21 @@ impl Presumed {
         Self { young, old, since: now, confirming: false }
     }
 
+    /// Generations of which the younger began at `since`.
+    pub(super) const fn of(
+        young: PrefixIndex,
+        old: PrefixIndex,
+        since: Instant,
+        confirming: bool,
+    ) -> Self {
+        Self { young, old, since, confirming }
+    }
+
+    /// How long the younger generation has been so.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+
     pub(super) const fn confirming(&self) -> bool {
         self.confirming
     }
@@ -90,7 +105,7 @@ impl Presumed {
     /// Drops what is too old; returns how many blocks. O(1) but when a generation ends, then
     /// O(its runs) to free them.
     pub(super) fn expire(&mut self, ttl: Duration, now: Instant) -> usize {
-        let age = now.saturating_duration_since(self.since);
+        let age = self.age(now);
         if !self.confirming || age < ttl {
             return 0;
         }

@@ -497,6 +497,7 @@ enum Op {
     Cleared,
     DropRank,
     DropAll,
+    Restored(u64),
 }
 
 fn symbols() -> impl Strategy<Value = Vec<u8>> {
@@ -520,6 +521,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Cleared),
         1 => Just(Op::DropRank),
         1 => Just(Op::DropAll),
+        8 => (0..25_u64).prop_map(Op::Restored),
     ]
 }
 
@@ -633,6 +635,21 @@ impl Pair {
                 model.clear(rank);
                 model.caches.clear();
             }
+            Op::Restored(secs) => {
+                let image = real.image(now);
+                let away = Duration::from_secs(secs);
+                let (was, now) = (real.stats(), now + away);
+                *real = Holdings::restore(self.params, &image, away, now);
+                let is = real.stats();
+                assert_eq!((is.nodes, is.holes), (was.nodes, was.holes));
+                let records: usize =
+                    was.tiers.iter().map(|tier| tier.engine_blocks + tier.gone_records).sum();
+                assert_eq!(image.counts(), (was.blocks(), records));
+                assert!(is.bytes() <= was.bytes() && is.engine_bytes() <= was.engine_bytes());
+                let again = real.image(now);
+                assert_eq!((&again.young, &again.old), (&image.young, &image.old));
+                self.now = now;
+            }
             Op::StoredKnown(_) | Op::BlocksMax(_) => {}
         }
     }
@@ -690,7 +707,10 @@ impl Pair {
     fn run(mut self, ops: Vec<(u64, u32, Tier, Op)>) {
         for (secs, rank, tier, op) in ops {
             self.now += Duration::from_secs(secs);
-            let before = self.real.stats();
+            let mut before = self.real.stats();
+            if let Op::Restored(_) = op {
+                (before.inserted_total, before.trimmed_total, before.removed_total) = (0, 0, 0);
+            }
             self.apply(rank, tier, op);
             self.compare(before);
         }
