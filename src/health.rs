@@ -32,7 +32,7 @@ use crate::{
     clock,
     config::HealthConfig,
     fleet::{Fleet, Member},
-    proxy::Peers,
+    proxy::{Settings, SharedSettings},
     wire::models,
     worker_http::{WorkerHttp, host_header},
 };
@@ -45,8 +45,7 @@ const WATCH_MEMBERS_EVERY: Duration = Duration::from_millis(100);
 /// The service.
 pub struct HealthService {
     fleet: Arc<Fleet>,
-    config: HealthConfig,
-    peers: Peers,
+    settings: SharedSettings,
     http: WorkerHttp,
     checks: Mutex<HashMap<CheckKey, SharedCheck>>,
 }
@@ -64,17 +63,11 @@ struct CheckKey {
 
 impl HealthService {
     /// Checks every worker of `fleet`, also those that join later.
-    pub fn new(fleet: Arc<Fleet>, config: HealthConfig, peers: Peers) -> Self {
-        Self {
-            http: WorkerHttp::new(peers.clone(), config.timeout),
-            peers,
-            checks: Mutex::default(),
-            fleet,
-            config,
-        }
+    pub fn new(fleet: Arc<Fleet>, settings: SharedSettings, http: WorkerHttp) -> Self {
+        Self { fleet, settings, http, checks: Mutex::default() }
     }
 
-    fn check_for(&self, member: &Member) -> SharedCheck {
+    fn check_for(&self, member: &Member, settings: &Settings) -> SharedCheck {
         let url = member.url();
         let key = CheckKey {
             https: url.https,
@@ -85,29 +78,35 @@ impl HealthService {
             } else {
                 host_header(member.url())
             },
-            path: member.config.health_path.clone(),
+            path: member.settings().health_path.clone(),
         };
-        let make = || check(&self.config, &self.peers, member, &key.host);
+        let make = || check(settings, member, &key.host);
         self.checks.lock().entry(key.clone()).or_insert_with(make).clone()
     }
 
-    /// Starts tasks for workers that have none, ends those of workers that left.
-    fn follow_members(&self, tasks: &mut HashMap<usize, JoinHandle<()>>) {
+    /// Starts tasks for workers that have none, ends those of workers that left or are checked in
+    /// another way now.
+    fn follow_members(&self, tasks: &mut HashMap<u64, Task>) {
+        let settings = self.settings.load_full();
         let members = self.fleet.members();
-        let key = |member: &Arc<Member>| Arc::as_ptr(member) as usize;
-        tasks.retain(|known, task| {
-            let stays = members.iter().any(|member| key(member) == *known);
+        let paths: HashMap<_, _> = members
+            .iter()
+            .map(|member| (member.serial(), member.settings().health_path.clone()))
+            .collect();
+        tasks.retain(|serial, task| {
+            let stays = paths.get(serial) == Some(&task.path) && !task.handle.is_finished();
             if !stays {
-                task.abort();
+                task.handle.abort();
             }
             stays
         });
         // Only the map holds it: no worker is checked this way any more.
         self.checks.lock().retain(|_, check| Arc::strong_count(check) > 1);
         for member in members.iter() {
-            tasks.entry(key(member)).or_insert_with(|| {
-                let watch = Watch::new(self, member.clone());
-                tokio::spawn(watch.run())
+            tasks.entry(member.serial()).or_insert_with(|| {
+                let watch = Watch::new(self, &settings, member.clone());
+                let path = paths.get(&member.serial()).cloned().unwrap_or_default();
+                Task { path, handle: tokio::spawn(watch.run()) }
             });
         }
     }
@@ -116,19 +115,38 @@ impl HealthService {
 #[async_trait]
 impl BackgroundService for HealthService {
     async fn start(&self, mut shutdown: ShutdownWatch) {
-        let mut tasks = HashMap::new();
+        let mut tasks: HashMap<u64, Task> = HashMap::new();
+        let mut settings = self.settings.load_full();
         let mut look = interval(WATCH_MEMBERS_EVERY);
         let mut upkeep = interval(UPKEEP_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Skip);
         upkeep.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             tokio::select! {
-                _ = look.tick() => self.follow_members(&mut tasks),
+                _ = look.tick() => {
+                    let now = self.settings.load_full();
+                    let before = std::mem::replace(&mut settings, now);
+                    if !settings.checks_as(&before) {
+                        // Checked anew by the new settings; verdicts stand until then.
+                        for (_, task) in tasks.drain() {
+                            task.handle.abort();
+                        }
+                        self.checks.lock().clear();
+                    }
+                    self.follow_members(&mut tasks);
+                }
                 _ = upkeep.tick() => self.fleet.upkeep(clock::now()),
                 _ = shutdown.changed() => return,
             }
         }
     }
+}
+
+/// A worker's checks under way.
+struct Task {
+    /// The path they ask for.
+    path: String,
+    handle: JoinHandle<()>,
 }
 
 /// One worker's checks.
@@ -144,13 +162,13 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(service: &HealthService, member: Arc<Member>) -> Self {
+    fn new(service: &HealthService, settings: &Settings, member: Arc<Member>) -> Self {
         let backend = Backend::new(&member.url().addr.to_string()).ok();
         Self {
-            check: service.check_for(&member),
+            check: service.check_for(&member, settings),
             http: service.http.clone(),
             fleet: service.fleet.clone(),
-            config: service.config.clone(),
+            config: settings.config().health.clone(),
             passed_in_row: AtomicUsize::new(0),
             failed_in_row: AtomicUsize::new(0),
             backend,
@@ -229,8 +247,9 @@ impl Watch {
     }
 }
 
-fn check(config: &HealthConfig, peers: &Peers, member: &Member, host: &str) -> SharedCheck {
-    let template = peers.of(member.url());
+fn check(settings: &Settings, member: &Member, host: &str) -> SharedCheck {
+    let config = &settings.config().health;
+    let template = settings.peers.of(member.url());
     if config.tcp {
         let mut check = *TcpHealthCheck::new();
         check.peer_template.options.connection_timeout = Some(config.timeout);
@@ -243,7 +262,8 @@ fn check(config: &HealthConfig, peers: &Peers, member: &Member, host: &str) -> S
     check.peer_template.options.read_timeout = Some(config.timeout);
     // A fresh connection each time: a pooled one would hide a worker that accepts no more.
     check.reuse_connection = false;
-    if let Ok(mut request) = RequestHeader::build("GET", member.config.health_path.as_bytes(), None)
+    if let Ok(mut request) =
+        RequestHeader::build("GET", member.settings().health_path.as_bytes(), None)
     {
         let _ = request.insert_header("host", host);
         check.req = request;

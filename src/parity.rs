@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
     clock,
-    fleet::{AlignedEntry, Fleet, Health, Member, Models},
+    fleet::{AlignedEntry, Fleet, Health, Live, Member, Models},
     telemetry::events,
     wire::endpoint::PromptForm,
     worker_http::WorkerHttp,
@@ -32,7 +32,6 @@ const AGAIN_AFTER: Duration = Duration::from_secs(30);
 pub struct ParityService {
     fleet: Arc<Fleet>,
     http: WorkerHttp,
-    every: Duration,
 }
 
 /// One worker and model, as of its last check.
@@ -44,28 +43,39 @@ struct Checked {
 }
 
 impl ParityService {
-    /// Checks all workers of aligned models every so often.
-    pub fn new(fleet: Arc<Fleet>, http: WorkerHttp, every: Duration) -> Self {
-        Self { fleet, http, every }
+    /// Checks all workers of aligned models every `aligned.parity_interval_s`.
+    pub fn new(fleet: Arc<Fleet>, http: WorkerHttp) -> Self {
+        Self { fleet, http }
     }
 
     async fn look(&self, known: &mut HashMap<(usize, String), Checked>) {
+        let live = self.fleet.live();
+        let Some(every) = live.config.aligned.parity_interval.filter(|_| !live.aligned.is_empty())
+        else {
+            known.clear();
+            return;
+        };
         let members = self.fleet.members();
         let key = |member: &Arc<Member>| Arc::as_ptr(member) as usize;
         known.retain(|(at, _), _| members.iter().any(|member| key(member) == *at));
         for member in members.iter().filter(|member| member.health() == Health::Healthy) {
-            for (asked, entry) in self.models_of(member) {
+            for (asked, entry) in models_of(&live, member) {
                 let at = (key(member), entry.name.clone());
-                let before = known.get(&at).map(|checked| (checked.verdict, checked.due));
+                let same = |checked: &&Checked| Arc::ptr_eq(&checked.entry, &entry);
+                let before =
+                    known.get(&at).filter(same).map(|checked| (checked.verdict, checked.due));
                 if before.is_some_and(|(_, due)| clock::now() < due) {
                     continue;
                 }
                 let (verdict, why) = self.check(member, &asked, &entry).await;
                 if before.is_none_or(|(before, _)| before != verdict) {
-                    events::parity(member.id().as_str(), &entry.name, verdict, &why);
+                    // It may have left meanwhile, and its series are not to come back.
+                    self.fleet.while_member(member, || {
+                        events::parity(member.id().as_str(), &entry.name, verdict, &why);
+                    });
                 }
-                let pause = if verdict == Some(true) { self.every } else { AGAIN_AFTER };
-                let due = clock::now() + pause.min(self.every);
+                let pause = if verdict == Some(true) { every } else { AGAIN_AFTER };
+                let due = clock::now() + pause.min(every);
                 let checked = Checked { member: member.clone(), entry, verdict, due };
                 known.insert(at, checked);
             }
@@ -76,20 +86,6 @@ impl ParityService {
             let mismatch = known.values().filter(same).filter(up).any(|c| c.verdict == Some(false));
             checked.entry.set_mismatched(mismatch);
         }
-    }
-
-    /// The aligned models a worker serves, by the name it serves them under.
-    fn models_of(&self, member: &Member) -> Vec<(String, Arc<AlignedEntry>)> {
-        let Models::Known(known) = &*member.models() else { return Vec::new() };
-        let mut found: Vec<(String, Arc<AlignedEntry>)> = Vec::new();
-        for model in known {
-            if let Some(entry) = self.fleet.aligned().of(&model.id)
-                && !found.iter().any(|(_, other)| Arc::ptr_eq(other, &entry))
-            {
-                found.push((model.id.clone(), entry));
-            }
-        }
-        found
     }
 
     /// Whether a worker agrees with us on all chats it can be asked about; and why not.
@@ -140,6 +136,20 @@ impl BackgroundService for ParityService {
             }
         }
     }
+}
+
+/// The aligned models a worker serves, by the name it serves them under.
+fn models_of(live: &Live, member: &Member) -> Vec<(String, Arc<AlignedEntry>)> {
+    let Models::Known(known) = &*member.models() else { return Vec::new() };
+    let mut found: Vec<(String, Arc<AlignedEntry>)> = Vec::new();
+    for model in known {
+        if let Some(entry) = live.aligned.of(&model.id)
+            && !found.iter().any(|(_, other)| Arc::ptr_eq(other, &entry))
+        {
+            found.push((model.id.clone(), entry));
+        }
+    }
+    found
 }
 
 fn tokens_of(answer: &[u8]) -> Option<Vec<u32>> {

@@ -1,29 +1,32 @@
 //! The engines' KV events and the fleet: who publishes, and what becomes of it.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::{server::ShutdownWatch, services::background::BackgroundService};
+use tokio::sync::watch;
 
 use crate::{
     clock,
     config::{KvEvents, KvSource},
     fleet::{Fleet, Member},
     kv_events::{
-        Attach, Endpoint, KvEventService, Mode, Place, Settings, Sink, SourceKey, Worker, Workers,
+        Attach, Endpoint, KvEventService, Mode, Place, Position, Resume, Settings, Sink, SourceKey,
+        Worker, Workers,
     },
     telemetry::access_log::unix_s,
     wire::kv_events::DecodedBatch,
     worker_http::WorkerHttp,
 };
 
-/// The service: follows the publishers of all workers of `fleet`.
-pub fn service(fleet: Arc<Fleet>, http: WorkerHttp) -> Publishers {
-    let link = Arc::new(Link { fleet, http, followed: Mutex::default() });
+/// The service: follows the publishers of all workers of `fleet`, and takes in what they say once
+/// `gate` is open.
+pub fn service(fleet: Arc<Fleet>, http: WorkerHttp, gate: watch::Receiver<bool>) -> Publishers {
+    let link = Arc::new(Link { fleet, http, gate, followed: Mutex::default() });
     Publishers { service: KvEventService::new(link.clone(), link, Settings::default()) }
 }
 
@@ -42,22 +45,22 @@ impl BackgroundService for Publishers {
 struct Link {
     fleet: Arc<Fleet>,
     http: WorkerHttp,
-    /// Ranks that were connected, by worker.
-    followed: Mutex<HashMap<Arc<str>, BTreeSet<u32>>>,
+    gate: watch::Receiver<bool>,
+    /// Ranks that were connected, by the serial of their member.
+    followed: Mutex<HashMap<u64, BTreeSet<u32>>>,
 }
 
 impl Link {
+    /// The worker of a source; not one that has taken its name since.
     fn member(&self, source: &SourceKey) -> Option<Arc<Member>> {
-        self.fleet.member(&source.worker)
+        self.fleet.member(&source.worker).filter(|member| member.serial() == source.life)
     }
 
-    /// What was published by a worker that reports in another way now, or left, is forgotten.
-    fn dismiss(&self, member: Option<&Member>, worker: &str) {
-        let Some(ranks) = self.followed.lock().remove(worker) else { return };
-        if let Some(member) = member {
-            for rank in ranks {
-                Fleet::publisher_dismissed(member, rank, clock::now());
-            }
+    /// What was published by a worker that reports in another way now is forgotten.
+    fn dismiss(&self, member: &Member) {
+        let Some(ranks) = self.followed.lock().remove(&member.serial()) else { return };
+        for rank in ranks {
+            Fleet::publisher_dismissed(member, rank, clock::now());
         }
     }
 }
@@ -66,23 +69,18 @@ impl Link {
 impl Workers for Link {
     fn workers(&self) -> Vec<Worker> {
         let members = self.fleet.members();
-        let gone: Vec<Arc<str>> = {
-            let followed = self.followed.lock();
-            let stays = |id: &str| members.iter().any(|member| member.id().as_str() == id);
-            followed.keys().filter(|id| !stays(id)).cloned().collect()
-        };
-        for id in gone {
-            self.dismiss(None, &id);
-        }
+        let present: HashSet<_> = members.iter().map(|member| member.serial()).collect();
+        self.followed.lock().retain(|serial, _| present.contains(serial));
         let worker = |member: &Arc<Member>| {
             let mode = mode(member);
             if mode == Mode::Off {
-                self.dismiss(Some(member), member.id().as_str());
+                self.dismiss(member);
             }
             Worker {
                 id: member.id().as_str().into(),
                 host: member.url().host.as_str().into(),
                 mode: Arc::new(mode),
+                life: member.serial(),
                 flaps: member.flaps(),
             }
         };
@@ -90,7 +88,8 @@ impl Workers for Link {
     }
 
     async fn get(&self, worker: &Worker, path: &str) -> Result<Vec<u8>, String> {
-        let member = self.fleet.member(&worker.id).ok_or("the worker has left")?;
+        let member = self.fleet.member(&worker.id).filter(|m| m.serial() == worker.life);
+        let member = member.ok_or("the worker has left")?;
         match self.http.ask(member.url(), path, None).await {
             Ok((200, body)) => Ok(body),
             Ok((status, _)) => Err(format!("{path} answers {status}")),
@@ -106,7 +105,7 @@ fn mode(member: &Member) -> Mode {
     if member.base_model().is_none() || member.pushes() {
         return Mode::Off;
     }
-    match &member.config.kv_events {
+    match &member.settings().kv_events {
         KvEvents::Off => Mode::Off,
         KvEvents::Auto => Mode::Auto,
         KvEvents::Sources(sources) => {
@@ -132,10 +131,26 @@ pub fn place(source: &KvSource) -> Result<Place, String> {
 }
 
 impl Sink for Link {
-    fn batch(&self, source: &SourceKey, _seq: u64, batch: DecodedBatch) {
+    async fn admitted(&self, source: &SourceKey) {
+        let mut gate = self.gate.clone();
+        if *gate.borrow() {
+            return;
+        }
+        if let Some(member) = self.member(source) {
+            member.awaits_publisher(source.rank);
+        }
+        // The gate's other end lives as long as the process.
+        let _ = gate.wait_for(|open| *open).await;
+    }
+
+    fn resume(&self, source: &SourceKey) -> Option<Resume> {
+        self.member(source)?.resumes_publisher(source.rank)
+    }
+
+    fn batch(&self, source: &SourceKey, position: Position, batch: DecodedBatch) {
         // One that has begun to push is not let go before the next look at the workers.
         let Some(member) = self.member(source).filter(|member| !member.pushes()) else { return };
-        self.fleet.published(&member, source.rank, &batch.events, clock::now());
+        self.fleet.published(&member, source.rank, position, &batch.events, clock::now());
         member.metrics.kv_batches.inc();
         member.metrics.report_lag.observe((unix_s() - batch.ts).max(0.0));
         let skipped = batch.skipped;
@@ -156,8 +171,8 @@ impl Sink for Link {
     }
 
     fn connected(&self, source: &SourceKey, complete: bool) {
-        self.followed.lock().entry(source.worker.clone()).or_default().insert(source.rank);
         if let Some(member) = self.member(source) {
+            self.followed.lock().entry(source.life).or_default().insert(source.rank);
             Fleet::publisher_connected(&member, source.rank, complete, clock::now());
             let (worker, rank) = (&*source.worker, source.rank);
             tracing::info!(worker, rank, complete, "KV events of worker are followed");

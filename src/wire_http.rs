@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::{Response, StatusCode, header};
-use pingora::protocols::http::ServerSession;
+use pingora::{http::RequestHeader, protocols::http::ServerSession};
 use serde_json::{Value, json};
+use subtle::ConstantTimeEq;
 use tokio::time::timeout;
 
 /// How long a small request body may take to arrive.
@@ -39,6 +40,17 @@ pub(crate) async fn read_body(
         Ok(body)
     };
     timeout(BODY_TIME_MAX, read).await.unwrap_or(Err(BodyError::Lost))
+}
+
+/// Whether a request bears this token.
+pub(crate) fn bears(request: &RequestHeader, token: &str) -> bool {
+    let given = request.headers.get(header::AUTHORIZATION).and_then(|value| {
+        // The scheme's case does not matter (RFC 9110, 11.1).
+        let (scheme, given) = value.as_bytes().split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then_some(given)
+    });
+    // Compares in the same time wherever two tokens of a length differ.
+    given.is_some_and(|given| given.ct_eq(token.as_bytes()).into())
 }
 
 /// A JSON answer.

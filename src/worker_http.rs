@@ -1,11 +1,11 @@
 //! Small questions to a worker: its models, its event sources, its tokenizer.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use pingora::{connectors::http::Connector, http::RequestHeader, prelude::HttpPeer};
 use tokio::time::timeout;
 
-use crate::{config::WorkerUrl, proxy::Peers};
+use crate::{config::WorkerUrl, proxy::SharedSettings};
 
 /// Largest answer read, bytes.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -28,14 +28,13 @@ pub enum AskError {
 #[derive(Clone)]
 pub struct WorkerHttp {
     connector: Arc<Connector>,
-    peers: Peers,
-    timeout: Duration,
+    settings: SharedSettings,
 }
 
 impl WorkerHttp {
-    /// Asks with the settings of `peers`; each question takes at most `timeout`.
-    pub fn new(peers: Peers, timeout: Duration) -> Self {
-        Self { connector: Arc::new(Connector::new(None)), peers, timeout }
+    /// Asks with the settings in force; each question takes at most `health.timeout_ms`.
+    pub fn new(settings: SharedSettings) -> Self {
+        Self { connector: Arc::new(Connector::new(None)), settings }
     }
 
     /// GET, or POST of a JSON body; gives status and body.
@@ -48,9 +47,8 @@ impl WorkerHttp {
         path: &str,
         json: Option<Vec<u8>>,
     ) -> Result<(u16, Vec<u8>), AskError> {
-        timeout(self.timeout, self.exchange(url, path, json))
-            .await
-            .map_err(|_| AskError::Timeout)?
+        let within = self.settings.load().config().health.timeout;
+        timeout(within, self.exchange(url, path, json)).await.map_err(|_| AskError::Timeout)?
     }
 
     async fn exchange(
@@ -59,9 +57,9 @@ impl WorkerHttp {
         path: &str,
         json: Option<Vec<u8>>,
     ) -> Result<(u16, Vec<u8>), AskError> {
-        let peer: HttpPeer = self.peers.of(url);
+        let peer: HttpPeer = self.settings.load().peers.of(url);
         let (mut session, _) = self.connector.get_http_session(&peer).await?;
-        session.set_read_timeout(Some(self.timeout));
+        session.set_read_timeout(Some(self.settings.load().config().health.timeout));
         let method = if json.is_some() { "POST" } else { "GET" };
         let mut request = RequestHeader::build(method, path.as_bytes(), None)?;
         request.insert_header("host", host_header(url))?;

@@ -62,6 +62,7 @@ fn routing_is_pure() {
         "crate::telemetry",
         "crate::config",
         "crate::wire",
+        "crate::state",
         "unsafe ",
     ];
     for (path, text) in sources("src/routing") {
@@ -77,12 +78,51 @@ fn routing_is_pure() {
     }
 }
 
+/// What is believed of DNS answers is decided by pure code too.
+#[test]
+fn decisions_of_discovery_are_pure() {
+    for name in ["question.rs", "names.rs"] {
+        let text = fs::read_to_string(root().join("src/discovery").join(name)).expect(name);
+        let code = without_tests(&text).lines().filter(|line| !line.trim_start().starts_with("//"));
+        for line in code {
+            for word in ["tokio", "hickory", "tracing", "rand::", "crate::", "Mutex"] {
+                assert!(!line.contains(word), "{name}: `{word}` in: {line}");
+            }
+        }
+    }
+}
+
 #[test]
 fn arrows_point_one_way() {
     for (folder, banned) in [
-        ("src/fleet", &["crate::proxy", "crate::reports", "crate::admin", "crate::server"][..]),
+        (
+            "src/fleet",
+            &["crate::proxy", "crate::reports", "crate::admin", "crate::peers", "crate::server"][..],
+        ),
+        ("src/discovery", &["crate::fleet", "crate::proxy", "crate::server"][..]),
         ("src/wire", &["crate::fleet", "crate::proxy", "pingora::", "crate::server"][..]),
+        (
+            "src/state",
+            &[
+                "crate::fleet",
+                "crate::wire",
+                "crate::kv_events",
+                "crate::config",
+                "crate::telemetry",
+                "crate::clock",
+                "crate::proxy",
+                "crate::server",
+                "pingora",
+                "tokio",
+                "tracing",
+                "Instant",
+                "std::fs",
+                "std::net",
+                "std::os",
+            ],
+        ),
         ("src/config", &["crate::fleet", "crate::proxy", "crate::server"][..]),
+        ("src/peers", &["crate::proxy", "crate::reports", "crate::admin", "crate::server"]),
         ("src/telemetry", &["crate::fleet", "crate::proxy", "crate::server"][..]),
     ] {
         for (path, text) in sources(folder) {
@@ -128,7 +168,8 @@ fn one_term_per_concept() {
 
 #[test]
 fn every_key_of_the_configuration_is_in_the_example() {
-    let keys = fs::read_to_string(root().join("src/config/file.rs")).expect("file.rs");
+    let read = |name: &str| fs::read_to_string(root().join("src/config").join(name)).expect(name);
+    let keys = read("file.rs") + &read("discovery_file.rs");
     let example = fs::read_to_string(root().join("conf/example.yaml")).expect("example.yaml");
     let fields = keys.lines().filter_map(|line| {
         let line = line.trim().trim_start_matches("pub ");

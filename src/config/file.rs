@@ -8,6 +8,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Deserialize;
 
+pub use super::discovery_file::{Discovery, DnsName};
+
 /// One value or a list of them.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
@@ -39,6 +41,8 @@ macro_rules! section {
     };
 }
 
+pub(super) use section;
+
 section! {
     /// The whole file.
     File {
@@ -50,12 +54,18 @@ section! {
         threads: usize = 0,
         /// The fleet.
         workers: Vec<Worker> = Vec::new(),
+        /// How long a worker that comes to others that serve takes to get its share, seconds.
+        slow_start_s: u64 = 10,
+        /// Where more of it is found.
+        discovery: Option<Discovery> = None,
         /// Admin listener.
-        admin: Listener = Listener::default(),
+        admin: Admin = Admin::default(),
         /// Prometheus listener.
         metrics: Listener = Listener::default(),
         /// Report listener.
         reports: Option<Reports> = None,
+        /// Other routers of the fleet.
+        peers: Option<Peers> = None,
         /// Policy of every model that names none.
         policy: String = "prefix-aware".to_owned(),
         /// Whether the request header `X-Router-Policy` may choose another policy.
@@ -86,6 +96,8 @@ section! {
         aligned: Aligned = Aligned::default(),
         /// What answers tell about the workers' caches.
         feedback: Feedback = Feedback::default(),
+        /// What is kept across a crash.
+        state: State = State::default(),
         /// TLS towards workers.
         upstream_tls: UpstreamTls = UpstreamTls::default(),
         /// Logs.
@@ -131,6 +143,9 @@ pub struct Worker {
     /// Overrides `health.path`.
     #[serde(default)]
     pub health_path: Option<String>,
+    /// Overrides the top-level `slow_start_s`.
+    #[serde(default)]
+    pub slow_start_s: Option<u64>,
     /// Overrides the top-level `kv_events`; may name sources.
     #[serde(default)]
     pub kv_events: Option<KvEvents>,
@@ -208,6 +223,16 @@ section! {
 }
 
 section! {
+    /// The admin listener: off unless it has an address.
+    Admin {
+        /// Address.
+        listen: Option<String> = None,
+        /// Bearer token for all but /livez and /readyz.
+        token: Option<String> = None,
+    }
+}
+
+section! {
     /// The report listener.
     Reports {
         /// Address.
@@ -224,6 +249,28 @@ section! {
         joined_workers_max: usize = 1024,
         /// Lease of a joined worker whose heartbeat names none, seconds.
         lease_s: u64 = 15,
+    }
+}
+
+section! {
+    /// Other routers in front of the same workers, reached through a NATS broker.
+    Peers {
+        /// `nats://HOST:PORT` or `tls://HOST:PORT`, one or more of one cluster.
+        nats: Option<OneOrMany> = None,
+        /// What the routers of one fleet publish under.
+        subject: Option<String> = None,
+        /// Shared by the routers that understand each other.
+        secret: Option<String> = None,
+        /// File with that secret.
+        secret_file: Option<PathBuf> = None,
+        /// Login of the broker, as `nsc` writes it.
+        credentials: Option<PathBuf> = None,
+        /// Extra certificate authority of the broker, PEM.
+        ca: Option<PathBuf> = None,
+        /// This router, in logs and pages of the others.
+        name: Option<String> = None,
+        /// Pause between two accounts of this router's load, milliseconds.
+        loads_interval_ms: u64 = 100,
     }
 }
 
@@ -274,8 +321,10 @@ section! {
         body_total_s: u64 = 300,
         /// A client that does not take what is sent to it, seconds.
         client_write_s: u64 = 60,
-        /// Requests in flight get this long after SIGTERM, seconds.
+        /// Requests in flight get this long after SIGTERM or an upgrade, seconds.
         drain_s: u64 = 600,
+        /// A new process must serve this soon in an upgrade, seconds.
+        upgrade_s: u64 = 60,
     }
 }
 
@@ -352,6 +401,20 @@ section! {
     Feedback {
         /// Ask for usage in streams whose client did not, and take it out again.
         include_usage: bool = false,
+    }
+}
+
+section! {
+    /// What is kept across a crash or restart.
+    State {
+        /// Folder of the snapshot; absent = `$STATE_DIRECTORY`, and without that none is written.
+        dir: Option<PathBuf> = None,
+        /// Pause between two snapshots, seconds; 0 = none.
+        interval_s: u64 = 30,
+        /// An older snapshot is not used, seconds.
+        age_max_s: u64 = 300,
+        /// A larger snapshot is not written, bytes.
+        bytes_max: u64 = 1 << 30,
     }
 }
 

@@ -4,8 +4,12 @@
 //! runs. `load` is the one way from the first to the second and touches no socket, except that host
 //! names are resolved.
 
+mod cold;
+mod discovery;
+mod discovery_file;
 pub mod file;
 mod parse;
+mod peers;
 mod truth;
 mod validate;
 mod workers;
@@ -15,9 +19,13 @@ use std::{
     time::Duration,
 };
 
-pub use parse::load;
+pub use cold::changed_keys;
+pub use discovery::{DiscoveryConfig, DnsSource, FileSource};
+pub use parse::{Loaded, load, read};
+pub use peers::{Login, PeersConfig, SharedSecret};
 pub use truth::{AlignedConfig, AlignedParams, BlockHashConfig, KvEvents, KvSource};
-pub use workers::worker_url;
+pub use validate::RETRIES_MAX;
+pub use workers::{WorkerDefaults, worker_url};
 
 use crate::routing::{
     breaker::BreakerParams,
@@ -65,12 +73,18 @@ pub struct Config {
     pub threads: usize,
     /// The static fleet.
     pub workers: Vec<WorkerConfig>,
+    /// Slow start of workers that join by heartbeat.
+    pub slow_start: Duration,
+    /// Where more workers are found.
+    pub discovery: Option<DiscoveryConfig>,
     /// Admin listener.
-    pub admin: Option<SocketAddr>,
+    pub admin: Option<AdminConfig>,
     /// Metrics listener.
     pub metrics: Option<SocketAddr>,
     /// Report listener.
     pub reports: Option<ReportsConfig>,
+    /// Other routers.
+    pub peers: Option<PeersConfig>,
     /// Policies.
     pub policies: Policies,
     /// What a request tells about itself in headers.
@@ -93,6 +107,8 @@ pub struct Config {
     pub aligned: AlignedParams,
     /// Whether streams are asked for their usage.
     pub include_usage: bool,
+    /// What is kept across a crash.
+    pub state: StateConfig,
     /// TLS towards workers.
     pub upstream_tls: file::UpstreamTls,
     /// Logs.
@@ -136,8 +152,17 @@ pub enum ModelsDeclared {
     Listed(Vec<String>),
 }
 
-/// One worker.
+/// The admin listener.
 #[derive(Debug, Clone)]
+pub struct AdminConfig {
+    /// Address.
+    pub listen: SocketAddr,
+    /// Expected `Authorization: Bearer` token.
+    pub token: Option<String>,
+}
+
+/// One worker.
+#[derive(Debug, Clone, PartialEq)]
 pub struct WorkerConfig {
     /// Name.
     pub id: WorkerId,
@@ -155,6 +180,30 @@ pub struct WorkerConfig {
     pub health_path: String,
     /// KV events.
     pub kv_events: KvEvents,
+    /// How long it takes to get its share when it comes to others that serve.
+    pub slow_start: Duration,
+}
+
+impl WorkerConfig {
+    /// A worker of which nobody has said more.
+    pub fn by_default(
+        id: WorkerId,
+        url: WorkerUrl,
+        models: ModelsDeclared,
+        config: &Config,
+    ) -> Self {
+        Self {
+            id,
+            url,
+            models,
+            weight: 1.0,
+            inflight_max: config.limits.inflight_max,
+            cache_tokens: config.index.cache_tokens,
+            health_path: config.health.path.clone(),
+            kv_events: config.kv_events.clone(),
+            slow_start: config.slow_start,
+        }
+    }
 }
 
 /// The report listener.
@@ -206,7 +255,7 @@ pub struct HeadersConfig {
 }
 
 /// Clocks.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is documented at its key in file.rs")]
 pub struct Timeouts {
     pub connect: Duration,
@@ -216,10 +265,11 @@ pub struct Timeouts {
     pub body_total: Duration,
     pub client_write: Duration,
     pub drain: Duration,
+    pub upgrade: Duration,
 }
 
 /// How workers are checked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthConfig {
     /// Connect only, instead of asking a path.
     pub tcp: bool,
@@ -272,6 +322,19 @@ impl IndexConfig {
         let bytes = cache_tokens.saturating_mul(BYTES_PER_TOKEN as u64);
         usize::try_from(bytes / self.block_bytes.get() as u64).unwrap_or(usize::MAX).max(1)
     }
+}
+
+/// What is kept across a crash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateConfig {
+    /// Folder of the snapshot.
+    pub dir: Option<PathBuf>,
+    /// Pause between two; none = no snapshots.
+    pub interval: Option<Duration>,
+    /// How old one may be to be used.
+    pub age_max: Duration,
+    /// Largest one written, bytes.
+    pub bytes_max: u64,
 }
 
 /// Logs.

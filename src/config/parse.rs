@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde_yaml_ng::Value;
 
 use super::{Config, ConfigError, file::File, validate};
@@ -12,22 +13,53 @@ use super::{Config, ConfigError, file::File, validate};
 /// `ConfigError` when the file cannot be read, is not YAML, has an unknown key or a value that
 /// cannot run. Nothing is bound or started.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    read(path).map(|loaded| loaded.config)
+}
+
+/// A configuration and the file it was read from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What it means.
+    pub config: Config,
+    /// What it says.
+    pub yaml: Value,
+}
+
+/// As [`load`], with what the file says.
+///
+/// # Errors
+/// See [`load`].
+pub fn read(path: &Path) -> Result<Loaded, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         ConfigError::new("--conf", path.display(), error.to_string(), "name a readable file")
     })?;
-    parse(&text).and_then(validate::validate)
+    let (file, yaml) = parse(&text)?;
+    Ok(Loaded { config: validate::validate(file)?, yaml })
 }
 
-fn parse(text: &str) -> Result<File, ConfigError> {
+#[cfg(test)]
+pub(super) fn parse_config(text: &str) -> Result<Config, ConfigError> {
+    parse(text).and_then(|(file, _)| validate::validate(file))
+}
+
+fn parse(text: &str) -> Result<(File, Value), ConfigError> {
+    document(text, "write at least `listen` and `workers`")
+}
+
+/// A strict YAML document, with what it says; `remedy` is for an empty one.
+pub(super) fn document<T: DeserializeOwned>(
+    text: &str,
+    remedy: &str,
+) -> Result<(T, Value), ConfigError> {
     let value: Value = serde_yaml_ng::from_str(text).map_err(|error| {
         let at = error.location().map_or("file".to_owned(), |l| format!("line {}", l.line()));
         ConfigError::new(at, "not YAML", one_line(&error), "check indentation and quotes")
     })?;
     if value.is_null() {
-        let remedy = "write at least `listen` and `workers`";
         return Err(ConfigError::new("file", "empty", "holds no configuration", remedy));
     }
-    serde_path_to_error::deserialize(&value).map_err(|error| explain(&error, &value))
+    let file = serde_path_to_error::deserialize(&value).map_err(|error| explain(&error, &value))?;
+    Ok((file, value))
 }
 
 fn explain(error: &serde_path_to_error::Error<serde_yaml_ng::Error>, root: &Value) -> ConfigError {
@@ -54,7 +86,7 @@ fn explain(error: &serde_path_to_error::Error<serde_yaml_ng::Error>, root: &Valu
         let key = if path == "." { missing.to_owned() } else { format!("{path}.{missing}") };
         return ConfigError::new(key, "absent", "this key is required", "add it");
     }
-    if path.ends_with("token") {
+    if ["token", "secret", "nats"].iter().any(|secret| path.ends_with(secret)) {
         let remedy = "write a string in quotes";
         return ConfigError::new(path, "(not shown)", "wrong type", remedy);
     }
@@ -141,9 +173,7 @@ mod tests {
 
     #[test]
     fn the_smallest_file_is_enough() {
-        let file =
-            parse("listen: 127.0.0.1:8080\nworkers: [{id: w0, url: \"http://127.0.0.1:8001\"}]")
-                .expect("parses");
-        assert!(validate::validate(file).is_ok());
+        let text = "listen: 127.0.0.1:8080\nworkers: [{id: w0, url: \"http://127.0.0.1:8001\"}]";
+        assert!(parse_config(text).is_ok());
     }
 }

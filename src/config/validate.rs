@@ -6,10 +6,12 @@ use std::{
 };
 
 use super::{
-    Config, ConfigError, HeadersConfig, HealthConfig, IndexConfig, LogConfig, Policies,
-    ReportsConfig, Timeouts, TlsConfig, file,
+    AdminConfig, Config, ConfigError, HeadersConfig, HealthConfig, IndexConfig, LogConfig,
+    Policies, ReportsConfig, StateConfig, Timeouts, TlsConfig,
+    discovery::discovery,
+    file, peers,
     truth::{aligned_models, aligned_params, kv_events_mode},
-    workers::{path, workers},
+    workers::{WorkerDefaults, path, workers},
 };
 use crate::routing::{
     OutOfRange,
@@ -26,16 +28,20 @@ pub(super) fn validate(file: file::File) -> Checked<Config> {
         let remedy = "write `listen: 127.0.0.1:8080`";
         return Err(ConfigError::new("listen", "absent", "no address to serve on", remedy));
     }
-    let admin = optional_address("admin.listen", file.admin.listen.as_deref())?;
+    let admin = admin(&file.admin)?;
     let metrics = optional_address("metrics.listen", file.metrics.listen.as_deref())?;
     let reports = file.reports.as_ref().map(reports).transpose()?;
+    let peers = file.peers.as_ref().map(peers::peers).transpose()?;
     let health = health(&file.health)?;
     let index = index(&file.index)?;
     limits(&file.limits)?;
     let kv_events = kv_events_mode("kv_events", &file.kv_events)?;
+    let defaults = WorkerDefaults::new(&file, &health, &index, &kv_events);
     let config = Config {
         threads: threads(file.threads)?,
-        workers: workers(&file, &health, &index, &kv_events)?,
+        slow_start: slow_start("slow_start_s", file.slow_start_s)?,
+        workers: workers("workers", &file.workers, &defaults)?,
+        discovery: file.discovery.as_ref().map(|d| discovery(d, defaults)).transpose()?,
         policies: policies(&file)?,
         headers: HeadersConfig {
             session: header_name("session_header", &file.session_header)?,
@@ -54,24 +60,28 @@ pub(super) fn validate(file: file::File) -> Checked<Config> {
         include_usage: file.feedback.include_usage,
         kv_events,
         limits: file.limits,
+        state: state(file.state)?,
         upstream_tls: upstream_tls(file.upstream_tls)?,
         listen,
         tls,
         admin,
         metrics,
         reports,
+        peers,
         health,
         index,
     };
     no_shared_address(&config)?;
-    if config.workers.is_empty() && !config.reports.as_ref().is_some_and(|reports| reports.join) {
-        let remedy = "name a worker, or let workers join with `reports: {listen: .., join: true}`";
+    let join = config.reports.as_ref().is_some_and(|reports| reports.join);
+    if config.workers.is_empty() && config.discovery.is_none() && !join {
+        let remedy = "name a worker, or a source of `discovery`, or let workers join with \
+                      `reports: {listen: .., join: true}`";
         return Err(ConfigError::new("workers", "[]", "the fleet is empty", remedy));
     }
     Ok(config)
 }
 
-fn address(key: &str, text: &str) -> Checked<SocketAddr> {
+pub(super) fn address(key: &str, text: &str) -> Checked<SocketAddr> {
     let remedy = "write `ADDRESS:PORT`, for example 127.0.0.1:8080 or [::]:8080";
     let addr = SocketAddr::from_str(text)
         .map_err(|_| ConfigError::new(key, format!("`{text}`"), "not an address", remedy))?;
@@ -123,11 +133,38 @@ fn tls(tls: &file::Tls) -> Checked<TlsConfig> {
     })
 }
 
-fn readable(key: &str, path: &Path) -> Checked<Vec<u8>> {
+pub(super) fn readable(key: &str, path: &Path) -> Checked<Vec<u8>> {
     std::fs::read(path).map_err(|error| {
         let value = format!("`{}`", path.display());
         ConfigError::new(key, value, error.to_string(), "name a file this user can read")
     })
+}
+
+fn admin(admin: &file::Admin) -> Checked<Option<AdminConfig>> {
+    not_empty("admin.token", admin.token.as_deref())?;
+    if !admin.token.iter().all(|token| token.bytes().all(|b| b.is_ascii_graphic())) {
+        let (problem, remedy) = ("cannot be sent in a header", "write ASCII without spaces");
+        return Err(ConfigError::new("admin.token", "(not shown)", problem, remedy));
+    }
+    let listen = optional_address("admin.listen", admin.listen.as_deref())?;
+    Ok(listen.map(|listen| AdminConfig { listen, token: admin.token.clone() }))
+}
+
+fn not_empty(key: &str, token: Option<&str>) -> Checked<()> {
+    if token == Some("") {
+        let remedy = "write a token or remove the key";
+        return Err(ConfigError::new(key, "``", "empty", remedy));
+    }
+    Ok(())
+}
+
+/// The time a slow start takes.
+pub(super) fn slow_start(key: &str, seconds: u64) -> Checked<Duration> {
+    if seconds > 3600 {
+        let remedy = "write 0 (off) to 3600";
+        return Err(ConfigError::new(key, seconds, "too long", remedy));
+    }
+    Ok(Duration::from_secs(seconds))
 }
 
 fn reports(reports: &file::Reports) -> Checked<ReportsConfig> {
@@ -135,10 +172,7 @@ fn reports(reports: &file::Reports) -> Checked<ReportsConfig> {
         let remedy = "give it an address, or remove `reports`";
         return Err(ConfigError::new("reports.listen", "absent", "nobody can report", remedy));
     };
-    if reports.token.as_deref() == Some("") {
-        let remedy = "write a token or remove the key";
-        return Err(ConfigError::new("reports.token", "``", "empty", remedy));
-    }
+    not_empty("reports.token", reports.token.as_deref())?;
     at_least("reports.body_bytes_max", reports.body_bytes_max as u64, 1024)?;
     at_least("reports.queue_batches_max", reports.queue_batches_max as u64, 1)?;
     at_least("reports.lease_s", reports.lease_s, 1)?;
@@ -222,12 +256,15 @@ fn header_name(key: &str, text: &str) -> Checked<http::HeaderName> {
     })
 }
 
+/// Most further attempts after a failed one.
+pub const RETRIES_MAX: usize = 15;
+
 fn limits(limits: &file::Limits) -> Checked<()> {
     at_least("limits.body_bytes_max", limits.body_bytes_max as u64, 1024)?;
     let body = limits.body_bytes_max as u64;
     at_least("limits.buffered_bytes_max", limits.buffered_bytes_max as u64, body)?;
     at_least("limits.inflight_max", u64::from(limits.inflight_max), 1)?;
-    if limits.retries_max > 15 {
+    if limits.retries_max > RETRIES_MAX {
         let remedy = "write 0 to 15";
         let value = limits.retries_max;
         return Err(ConfigError::new("limits.retries_max", value, "too many", remedy));
@@ -243,6 +280,7 @@ fn timeouts(t: &file::Timeouts) -> Checked<Timeouts> {
         ("timeouts.body_silence_s", t.body_silence_s),
         ("timeouts.body_total_s", t.body_total_s),
         ("timeouts.client_write_s", t.client_write_s),
+        ("timeouts.upgrade_s", t.upgrade_s),
     ] {
         at_least(key, value, 1)?;
     }
@@ -254,6 +292,7 @@ fn timeouts(t: &file::Timeouts) -> Checked<Timeouts> {
         body_total: Duration::from_secs(t.body_total_s),
         client_write: Duration::from_secs(t.client_write_s),
         drain: Duration::from_secs(t.drain_s),
+        upgrade: Duration::from_secs(t.upgrade_s),
     })
 }
 
@@ -333,6 +372,21 @@ fn upstream_tls(tls: file::UpstreamTls) -> Checked<file::UpstreamTls> {
     Ok(tls)
 }
 
+fn state(state: file::State) -> Checked<StateConfig> {
+    at_least("state.bytes_max", state.bytes_max, 1 << 20)?;
+    if let Some(dir) = state.dir.as_ref().filter(|dir| !dir.is_absolute()) {
+        let value = format!("`{}`", dir.display());
+        let remedy = "write a path from the root, such as /var/lib/warmroute";
+        return Err(ConfigError::new("state.dir", value, "not an absolute path", remedy));
+    }
+    Ok(StateConfig {
+        dir: state.dir,
+        interval: (state.interval_s > 0).then(|| Duration::from_secs(state.interval_s)),
+        age_max: Duration::from_secs(state.age_max_s),
+        bytes_max: state.bytes_max,
+    })
+}
+
 fn log(log: &file::Log) -> Checked<LogConfig> {
     let json = match log.format.as_str() {
         "text" => false,
@@ -373,7 +427,7 @@ impl Config {
     pub fn addresses(&self) -> Vec<(SocketAddr, &'static str)> {
         let mut all: Vec<_> = self.listen.iter().map(|addr| (*addr, "listen")).collect();
         all.extend(self.tls.iter().map(|tls| (tls.listen, "tls.listen")));
-        all.extend(self.admin.map(|addr| (addr, "admin.listen")));
+        all.extend(self.admin.iter().map(|admin| (admin.listen, "admin.listen")));
         all.extend(self.metrics.map(|addr| (addr, "metrics.listen")));
         all.extend(self.reports.iter().map(|reports| (reports.listen, "reports.listen")));
         all

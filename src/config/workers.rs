@@ -10,56 +10,103 @@ use super::{
     ConfigError, HealthConfig, IndexConfig, KvEvents, ModelsDeclared, WorkerConfig, WorkerUrl,
     file,
     truth::kv_events,
-    validate::{Checked, at_least, between},
+    validate::{Checked, at_least, between, slow_start},
 };
 use crate::routing::worker::WorkerId;
 
+/// What a worker gets that says nothing of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WorkerDefaults {
+    /// Saturation bound.
+    pub inflight_max: u32,
+    /// KV cache, tokens.
+    pub cache_tokens: u64,
+    /// Health path.
+    pub health_path: String,
+    /// KV events.
+    pub kv_events: KvEvents,
+    /// Slow start, seconds.
+    pub slow_start_s: u64,
+    /// Whether certificates are checked.
+    pub verify_tls: bool,
+}
+
+impl WorkerDefaults {
+    pub(super) fn new(
+        file: &file::File,
+        health: &HealthConfig,
+        index: &IndexConfig,
+        events: &KvEvents,
+    ) -> Self {
+        Self {
+            inflight_max: file.limits.inflight_max,
+            cache_tokens: index.cache_tokens,
+            health_path: health.path.clone(),
+            kv_events: events.clone(),
+            slow_start_s: file.slow_start_s,
+            verify_tls: file.upstream_tls.verify,
+        }
+    }
+}
+
+/// The workers of a list that stands at `list` (empty: at the root of a file of its own).
 pub(super) fn workers(
-    file: &file::File,
-    health: &HealthConfig,
-    index: &IndexConfig,
-    events: &KvEvents,
+    list: &str,
+    entries: &[file::Worker],
+    defaults: &WorkerDefaults,
 ) -> Checked<Vec<WorkerConfig>> {
     let mut ids = HashSet::new();
     let mut urls: HashMap<SocketAddr, &str> = HashMap::new();
-    let mut workers = Vec::with_capacity(file.workers.len());
-    for (at, worker) in file.workers.iter().enumerate() {
-        let key = |field: &str| format!("workers[{at}].{field}");
-        let id = WorkerId::try_new(&worker.id).map_err(|error| {
-            let remedy = "use 1 to 128 letters, digits, `.`, `_`, `:` or `-`";
-            ConfigError::new(key("id"), format!("`{}`", worker.id), error.to_string(), remedy)
-        })?;
-        if !ids.insert(&worker.id) {
+    let mut workers = Vec::with_capacity(entries.len());
+    for (at, entry) in entries.iter().enumerate() {
+        let key = |field: &str| format!("{list}[{at}].{field}");
+        let worker = worker(&key, entry, defaults)?;
+        if !ids.insert(&entry.id) {
             let remedy = "give every worker its own id";
-            let value = format!("`{}`", worker.id);
+            let value = format!("`{}`", entry.id);
             return Err(ConfigError::new(key("id"), value, "duplicate worker id", remedy));
         }
-        let mut url = worker_url(&key("url"), &worker.url)?;
-        url.tls_name = worker_tls_name(&key, worker, &url, file.upstream_tls.verify)?;
-        if let Some(other) = urls.insert(url.addr, &worker.id) {
+        if let Some(other) = urls.insert(worker.url.addr, &entry.id) {
             let problem = format!("same address as worker `{other}`");
-            let value = format!("`{}`", worker.url);
+            let value = format!("`{}`", entry.url);
             return Err(ConfigError::new(key("url"), value, problem, "name each worker once"));
         }
-        let inflight_max = worker.inflight_max.unwrap_or(file.limits.inflight_max);
-        at_least(&key("inflight_max"), u64::from(inflight_max), 1)?;
-        let cache_tokens = worker.cache_tokens.unwrap_or(index.cache_tokens);
-        at_least(&key("cache_tokens"), cache_tokens, 1)?;
-        workers.push(WorkerConfig {
-            id,
-            url,
-            models: models(&key("models"), worker.models.as_deref())?,
-            weight: between(&key("weight"), worker.weight, 0.001, 1000.0)?,
-            inflight_max,
-            cache_tokens,
-            health_path: path(
-                &key("health_path"),
-                worker.health_path.as_deref().unwrap_or(&health.path),
-            )?,
-            kv_events: kv_events(&key("kv_events"), worker.kv_events.as_ref(), events)?,
-        });
+        workers.push(worker);
     }
     Ok(workers)
+}
+
+/// One worker; `key` gives the place of a field of it.
+pub(super) fn worker(
+    key: &impl Fn(&str) -> String,
+    worker: &file::Worker,
+    defaults: &WorkerDefaults,
+) -> Checked<WorkerConfig> {
+    let id = WorkerId::try_new(&worker.id).map_err(|error| {
+        let remedy = "use 1 to 128 letters, digits, `.`, `_`, `:` or `-`";
+        ConfigError::new(key("id"), format!("`{}`", worker.id), error.to_string(), remedy)
+    })?;
+    let mut url = worker_url(&key("url"), &worker.url)?;
+    url.tls_name = worker_tls_name(key, worker, &url, defaults.verify_tls)?;
+    let inflight_max = worker.inflight_max.unwrap_or(defaults.inflight_max);
+    at_least(&key("inflight_max"), u64::from(inflight_max), 1)?;
+    let cache_tokens = worker.cache_tokens.unwrap_or(defaults.cache_tokens);
+    at_least(&key("cache_tokens"), cache_tokens, 1)?;
+    let health_path = worker.health_path.as_deref().unwrap_or(&defaults.health_path);
+    Ok(WorkerConfig {
+        id,
+        url,
+        models: models(&key("models"), worker.models.as_deref())?,
+        weight: between(&key("weight"), worker.weight, 0.001, 1000.0)?,
+        inflight_max,
+        cache_tokens,
+        health_path: path(&key("health_path"), health_path)?,
+        kv_events: kv_events(&key("kv_events"), worker.kv_events.as_ref(), &defaults.kv_events)?,
+        slow_start: slow_start(
+            &key("slow_start_s"),
+            worker.slow_start_s.unwrap_or(defaults.slow_start_s),
+        )?,
+    })
 }
 
 fn worker_tls_name(

@@ -1,12 +1,15 @@
 //! The models in aligned mode: their tokenizers, names, and whether workers agree with them.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
+    ffi::OsString,
     num::NonZeroUsize,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::SystemTime,
 };
 
 use rand::Rng;
@@ -24,7 +27,7 @@ use crate::{
     },
 };
 
-use super::{Fleet, apply::BARE_BLOCK_BYTES};
+use super::{Live, apply::BARE_BLOCK_BYTES};
 
 /// How engines name a model's blocks.
 #[derive(Debug)]
@@ -54,11 +57,42 @@ pub struct AlignedEntry {
     /// Its name in the configuration.
     pub name: String,
     /// Renders and tokenizes.
-    pub model: AlignedModel,
+    pub model: Arc<AlignedModel>,
+    /// What the model was read from.
+    source: ModelSource,
     /// How engines name its blocks, where that is configured.
     pub block_hash: Option<EngineHash>,
     /// Whether a worker tokenizes otherwise: then its prompts are matched as text.
     mismatch: AtomicBool,
+}
+
+/// What a model was read from: while it is the same, so is the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ModelSource {
+    /// Size and age of every file in its folder, by name.
+    files: BTreeMap<OsString, (u64, Option<SystemTime>)>,
+    folder: PathBuf,
+    segment_cache_bytes: usize,
+    bytes_max: usize,
+}
+
+impl ModelSource {
+    fn of(config: &AlignedConfig, options: &Options) -> Self {
+        let folder = config.tokenizer.clone();
+        // What cannot be read is told by the one who needs it.
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        let files = entries.filter_map(|entry| {
+            // Of the file, not of a link to it.
+            let data = std::fs::metadata(entry.path()).ok()?;
+            Some((entry.file_name(), (data.len(), data.modified().ok())))
+        });
+        Self {
+            files: files.collect(),
+            folder,
+            segment_cache_bytes: options.segment_cache_bytes,
+            bytes_max: options.bytes_max,
+        }
+    }
 }
 
 /// All of them, by every name they have.
@@ -68,11 +102,11 @@ pub struct AlignedModels {
 }
 
 impl AlignedModels {
-    /// Reads the tokenizers that `config` names.
+    /// Reads the tokenizers that `config` names, but for those that `before` has as they are now.
     ///
     /// # Errors
     /// When one of them cannot be used; names its key.
-    pub fn load(config: &Config) -> Result<Self, ConfigError> {
+    pub fn load(config: &Config, before: Option<&Self>) -> Result<Self, ConfigError> {
         let options = Options {
             segment_cache_bytes: config.aligned.segment_cache_bytes,
             bytes_max: config.aligned.body_bytes_max,
@@ -80,7 +114,8 @@ impl AlignedModels {
         };
         let mut by_name = HashMap::new();
         for aligned in config.aligned_models.values() {
-            let entry = Arc::new(AlignedEntry::load(aligned, &options)?);
+            let known = before.and_then(|before| before.by_name.get(&aligned.name));
+            let entry = Arc::new(AlignedEntry::load(aligned, &options, known)?);
             for name in std::iter::once(&aligned.name).chain(&aligned.aliases) {
                 by_name.insert(name.clone(), entry.clone());
             }
@@ -106,16 +141,25 @@ impl AlignedModels {
 }
 
 impl AlignedEntry {
-    fn load(config: &AlignedConfig, options: &Options) -> Result<Self, ConfigError> {
+    fn load(
+        config: &AlignedConfig,
+        options: &Options,
+        known: Option<&Arc<Self>>,
+    ) -> Result<Self, ConfigError> {
+        let block_hash = config.block_hash.as_ref().map(EngineHash::of);
+        let (name, source) = (config.name.clone(), ModelSource::of(config, options));
+        if let Some(known) = known.filter(|known| known.source == source) {
+            let mismatch = AtomicBool::new(known.is_mismatched());
+            return Ok(Self { name, model: known.model.clone(), source, block_hash, mismatch });
+        }
         let model = AlignedModel::load(&config.tokenizer, options).map_err(|error| {
             let key = format!("models.{}.tokenizer", config.name);
             let value = format!("`{}`", config.tokenizer.display());
             let remedy = "name a folder with the model's tokenizer.json and tokenizer_config.json";
             ConfigError::new(key, value, error.to_string(), remedy)
         })?;
-        let block_hash = config.block_hash.as_ref().map(EngineHash::of);
-        let (name, mismatch) = (config.name.clone(), AtomicBool::new(false));
-        Ok(Self { name, model, block_hash, mismatch })
+        let (model, mismatch) = (Arc::new(model), AtomicBool::new(false));
+        Ok(Self { name, model, source, block_hash, mismatch })
     }
 
     /// Whether workers are known to tokenize otherwise.
@@ -181,7 +225,7 @@ impl AlignedEntry {
     }
 }
 
-impl Fleet {
+impl Live {
     /// The root of blocks that engines name by their own hash.
     pub(super) fn bare_root(&self, model: &str) -> Root {
         bare_root(&self.hashing, self.hashing.canonical(model))

@@ -17,7 +17,7 @@ use crate::{
     telemetry::events,
     wire::{
         event::{self, BlockId, Content, Event, Stored},
-        prompt::{RootFields, TOKEN_BLOCK_BYTES},
+        prompt::{Hashing, RootFields, TOKEN_BLOCK_BYTES},
         report::{Batch, Malformed},
     },
 };
@@ -169,10 +169,11 @@ impl Fleet {
             return store_known(member, rank, tier, stored);
         }
         let named = stored.model.as_deref().unwrap_or(model);
-        let bare = self.aligned.of(named).is_some_and(|model| model.block_hash.is_some());
+        let live = self.live.load();
+        let bare = live.aligned.of(named).is_some_and(|model| model.block_hash.is_some());
         if bare && stored.is_tokens() {
             // The engine's hash names the prefix by itself; requests are hashed the same way.
-            let (root, block_bytes) = (self.bare_root(named), BARE_BLOCK_BYTES);
+            let (root, block_bytes) = (live.bare_root(named), BARE_BLOCK_BYTES);
             for ids in stored.ids.chunks(BLOCKS_A_HOLD) {
                 let bytes: Vec<_> = ids.iter().map(|id| id.0.to_le_bytes()).collect();
                 let blocks = ids.iter().zip(&bytes).map(|(id, bytes)| (engine_id(*id), &bytes[..]));
@@ -188,9 +189,10 @@ impl Fleet {
             return store_known(member, rank, tier, stored);
         };
         let (root, block_bytes, domain) = if stored.is_tokens() {
-            (self.token_root_of(named, stored), TOKEN_BLOCK_BYTES, Domain::Tokens)
+            (token_root_of(&live.hashing, named, stored), TOKEN_BLOCK_BYTES, Domain::Tokens)
         } else {
-            (self.text_root_of(named, stored), self.hashing.block_bytes, Domain::Text)
+            let root = text_root_of(&live.hashing, named, stored);
+            (root, live.hashing.block_bytes, Domain::Text)
         };
         let mut blocks = blocks.iter().map(|(id, bytes)| (engine_id(id), bytes)).peekable();
         while blocks.peek().is_some() {
@@ -206,27 +208,27 @@ impl Fleet {
         member.truth.lock().reports(domain, stored);
         total
     }
+}
 
-    fn text_root_of(&self, model: &str, stored: &Stored) -> Root {
-        let fields = RootFields {
-            model,
-            tenant: stored.tenant.as_deref().unwrap_or("").as_bytes(),
-            cache_salt: stored.cache_salt.as_deref().unwrap_or(""),
-            lora: stored.lora_name.as_deref().unwrap_or(""),
-            tokens: false,
-        };
-        fields.root(&self.hashing.secret)
-    }
+fn text_root_of(hashing: &Hashing, model: &str, stored: &Stored) -> Root {
+    let fields = RootFields {
+        model,
+        tenant: stored.tenant.as_deref().unwrap_or("").as_bytes(),
+        cache_salt: stored.cache_salt.as_deref().unwrap_or(""),
+        lora: stored.lora_name.as_deref().unwrap_or(""),
+        tokens: false,
+    };
+    fields.root(&hashing.secret)
+}
 
-    fn token_root_of(&self, model: &str, stored: &Stored) -> Root {
-        // Engines serve an adapter as a model of its own name.
-        let model = stored.lora_name.as_deref().unwrap_or(model);
-        self.hashing.token_root(
-            model,
-            stored.tenant.as_deref().unwrap_or("").as_bytes(),
-            stored.cache_salt.as_deref().unwrap_or(""),
-        )
-    }
+fn token_root_of(hashing: &Hashing, model: &str, stored: &Stored) -> Root {
+    // Engines serve an adapter as a model of its own name.
+    let model = stored.lora_name.as_deref().unwrap_or(model);
+    hashing.token_root(
+        model,
+        stored.tenant.as_deref().unwrap_or("").as_bytes(),
+        stored.cache_salt.as_deref().unwrap_or(""),
+    )
 }
 
 /// Whether all blocks of an event are known from before.

@@ -84,7 +84,7 @@ impl Fleet {
             events::fed_back("absent");
             return None;
         };
-        let text_bytes = self.hashing.block_bytes.get();
+        let text_bytes = self.live.load().hashing.block_bytes.get();
         let predicted = prediction.cached_tokens(usage.prompt_tokens, text_bytes);
         metrics.predicted_tokens.inc_by(predicted);
         metrics.actual_tokens.inc_by(actual);

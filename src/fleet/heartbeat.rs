@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Fleet, Member,
+    Fleet, Live, Member,
     apply::enter_epoch,
     reported::{RANKS_MAX, Said},
     truth::Source,
@@ -14,7 +14,10 @@ use super::{
 use crate::{
     config::{ModelsDeclared, WorkerConfig, worker_url},
     routing::WorkerId,
-    wire::report::{Heartbeat, Malformed},
+    wire::{
+        error_body::shorten,
+        report::{Heartbeat, Malformed},
+    },
 };
 
 /// Why a heartbeat is not taken.
@@ -23,6 +26,12 @@ pub enum HeartbeatError {
     /// Unknown workers may not join.
     #[error("worker_id: no worker `{0}` in the fleet, and `reports.join` is off")]
     JoinOff(String),
+    /// An operator removed it.
+    #[error(
+        "worker_id: worker `{0}` was removed from the fleet; it may join again after \
+         `warmroute workers undrain`, or once its heartbeats have paused for its lease"
+    )]
+    Removed(String),
     /// Too many have joined.
     #[error("worker_id: {0} workers have joined; `reports.joined_workers_max` allows no more")]
     Full(usize),
@@ -46,6 +55,10 @@ impl Fleet {
     /// # Errors
     /// `HeartbeatError`; nothing was changed.
     pub fn heartbeat(&self, beat: &Heartbeat, now: Instant) -> Result<Beaten, HeartbeatError> {
+        let until = now + self.lease(beat);
+        if self.membership.lock().keeps_out(&beat.worker_id, until) {
+            return Err(HeartbeatError::Removed(shorten(&beat.worker_id)));
+        }
         if let Some(member) = self.member(&beat.worker_id)
             && (member.lease_until.is_none() || *member.url().text == *url_text(beat))
         {
@@ -88,7 +101,7 @@ impl Fleet {
         member.set_foreign(foreign);
         if let Some(tokens) = capacity {
             // Half as much again: too small a presumption costs far more than too large a one.
-            let blocks = self.config.index.blocks_of(tokens.saturating_add(tokens / 2));
+            let blocks = self.live.load().config.index.blocks_of(tokens.saturating_add(tokens / 2));
             member.truth.lock().said_capacity(blocks);
             self.rebound(member);
         }
@@ -96,52 +109,48 @@ impl Fleet {
     }
 
     fn lease(&self, beat: &Heartbeat) -> Duration {
-        let default = self.config.reports.as_ref().map_or(Duration::from_secs(15), |r| r.lease);
+        let default =
+            self.live.load().config.reports.as_ref().map_or(Duration::from_secs(15), |r| r.lease);
         beat.lease_s.map_or(default, |s| Duration::from_secs(s.clamp(1, 3600)))
     }
 
     fn admit(&self, beat: &Heartbeat, now: Instant) -> Result<Arc<Member>, HeartbeatError> {
         let id = WorkerId::try_new(&beat.worker_id)
             .map_err(|error| Malformed::new("worker_id", error.to_string()))?;
-        let Some(reports) = self.config.reports.as_ref().filter(|reports| reports.join) else {
+        let may_join = |live: &Live| live.config.reports.as_ref().is_some_and(|r| r.join);
+        if !may_join(&self.live.load()) {
             return Err(HeartbeatError::JoinOff(beat.worker_id.clone()));
-        };
+        }
+        // Resolves a name: not under the lock.
         let url = worker_url("worker_url", &beat.worker_url)
             .map_err(|error| Malformed::new("worker_url", error.problem))?;
-        if self.config.upstream_tls.verify && !url.can_be_verified() {
+        let mut membership = self.membership.lock();
+        let live = self.live();
+        let config = &live.config;
+        let Some(reports) = config.reports.as_ref().filter(|reports| reports.join) else {
+            return Err(HeartbeatError::JoinOff(beat.worker_id.clone()));
+        };
+        if config.upstream_tls.verify && !url.can_be_verified() {
             let problem = "a certificate cannot be checked against an address; name the host";
             return Err(Malformed::new("worker_url", problem).into());
         }
-        let _changing = self.membership.lock();
         let members = self.members();
-        if let Some(other) = members.iter().find(|m| m.id() != &id && m.url().addr == url.addr) {
+        let others = || members.iter().filter(|member| *member.id() != id);
+        if let Some(other) = others().find(|member| member.url().addr == url.addr) {
             let problem = format!("is the address of worker `{}`", other.id());
             return Err(Malformed::new("worker_url", problem).into());
         }
-        // The same id from another address: the worker moved; its old self leaves.
-        let kept: Vec<_> = members.iter().filter(|m| m.id() != &id).cloned().collect();
-        let joined = kept.iter().filter(|member| member.lease_until.is_some()).count();
+        let joined = others().filter(|member| member.lease_until.is_some()).count();
         if joined >= reports.joined_workers_max {
             return Err(HeartbeatError::Full(joined));
         }
-        self.members.store(Arc::new(kept));
-        let worker = WorkerConfig {
-            id,
-            url,
-            models: match &beat.model {
-                Some(model) => ModelsDeclared::Listed(vec![model.clone()]),
-                None => ModelsDeclared::Learn,
-            },
-            weight: 1.0,
-            inflight_max: self.config.limits.inflight_max,
-            cache_tokens: self.config.index.cache_tokens,
-            health_path: self.config.health.path.clone(),
-            kv_events: self.config.kv_events.clone(),
+        let models = match &beat.model {
+            Some(model) => ModelsDeclared::Listed(vec![model.clone()]),
+            None => ModelsDeclared::Learn,
         };
-        let lease = now + self.lease(beat);
-        let member = Arc::new(Member::new(worker, &self.config, Some(lease), now));
-        self.join(member.clone());
-        Ok(member)
+        let worker = WorkerConfig::by_default(id, url, models, config);
+        let until = now + self.lease(beat);
+        Ok(self.admit_leased(&mut membership, worker, until, now))
     }
 }
 

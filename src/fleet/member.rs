@@ -5,23 +5,27 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use http::HeaderValue;
 use parking_lot::Mutex;
 
 use super::{
     inflight::Counts,
+    membership::Origin,
+    peer_loads::{self, PeerLoads},
+    published::Published,
     reported::Reported,
     truth::{Truth, holdings_params, unconfirmed_bounds},
 };
 use crate::{
     config::{Config, ModelsDeclared, WorkerConfig, WorkerUrl},
     routing::{
-        Breaker, Load, PrefillRate, WorkerId,
+        Breaker, BreakerState, Load, PrefillRate, WorkerId,
         prefix::{Holdings, PrefixIndex},
+        ramp_share,
         rate::RATE_UNTIL_LEARNED,
     },
     telemetry::metrics::WorkerMetrics,
@@ -52,6 +56,16 @@ pub struct ModelEntryOrName {
 }
 
 impl Models {
+    fn declared(models: &ModelsDeclared) -> Self {
+        match models {
+            ModelsDeclared::Learn => Self::Unknown,
+            ModelsDeclared::Any => Self::Any,
+            ModelsDeclared::Listed(names) => Self::Known(
+                names.iter().map(|id| ModelEntryOrName { id: id.clone(), entry: None }).collect(),
+            ),
+        }
+    }
+
     /// Whether a request for `model` may go here.
     pub fn serves(&self, model: Option<&str>) -> bool {
         match (self, model) {
@@ -73,20 +87,37 @@ pub enum Health {
     Unhealthy = 2,
 }
 
-/// One worker. Locks are held for moments, never across an await. Where two are held, `reported` was
-/// taken before `truth`, and either before `holdings`.
+/// No slow start is under way.
+const NO_RAMP: u64 = u64::MAX;
+
+/// Tells the members of one process apart, also those of one name.
+static SERIALS: AtomicU64 = AtomicU64::new(0);
+
+/// One worker, for as long as it is in the fleet under one name and address. Locks are held for
+/// moments, never across an await. Where two are held, `reported` or `published` was taken before
+/// `truth`, and either before `holdings`.
 #[derive(Debug)]
 pub struct Member {
-    /// What the configuration (or its heartbeat) says of it.
-    pub config: WorkerConfig,
+    id: WorkerId,
+    url: WorkerUrl,
+    /// What its origin says of it, now; name and address never change.
+    settings: ArcSwap<WorkerConfig>,
+    /// Serializes changes of `settings` with those of `models` that follow from them.
+    settling: Mutex<()>,
+    /// Who says that it belongs to the fleet.
+    origin: Origin,
+    /// Number of this member, never given twice.
+    serial: u64,
+    /// When it came; `ramp_since` counts from here.
+    joined_at: Instant,
     /// Its name as a header value.
     header: HeaderValue,
     /// Metric series.
     pub metrics: Arc<WorkerMetrics>,
     /// Requests in flight.
     pub counts: Arc<Counts>,
-    /// When a worker that joined by heartbeat leaves, unless renewed; `None` for a static one.
-    pub lease_until: Option<Mutex<Instant>>,
+    /// When a worker that joined by heartbeat leaves, unless renewed; `None` for any other.
+    pub(super) lease_until: Option<Mutex<Instant>>,
     /// What we believe of its cache.
     pub(super) holdings: Mutex<Holdings>,
     /// What it got that its reports cannot confirm, though it reports: text prompts of a worker that
@@ -102,11 +133,21 @@ pub struct Member {
     pub(super) rate: Mutex<PrefillRate>,
     /// What it said in reports.
     pub(super) reported: Mutex<Reported>,
+    /// How far what it publishes has been followed.
+    pub(super) published: Mutex<Published>,
     /// `rate` made comparable with the fleet's, as the bits of an f64.
     comparable_rate: AtomicU64,
     /// Requests at the worker that are not ours, by its heartbeats.
     foreign: AtomicU32,
+    /// What other routers told of theirs.
+    peer_loads: Mutex<PeerLoads>,
+    /// Whether there is any, so that without peers no lock is taken for it.
+    has_peers: AtomicBool,
     health: AtomicU8,
+    /// Whether it gets no new requests.
+    drained: AtomicBool,
+    /// Beginning of its slow start, in microseconds after `joined_at`.
+    ramp_since: AtomicU64,
     /// Times it came back to health.
     flaps: AtomicU64,
     /// Whether it pushes what it stores.
@@ -119,22 +160,25 @@ impl Member {
     pub fn new(
         worker: WorkerConfig,
         config: &Config,
+        origin: Origin,
         lease: Option<Instant>,
         now: Instant,
     ) -> Self {
         let blocks_max = config.index.blocks_of(worker.cache_tokens);
-        let models = match &worker.models {
-            ModelsDeclared::Learn => Models::Unknown,
-            ModelsDeclared::Any => Models::Any,
-            ModelsDeclared::Listed(names) => Models::Known(
-                names.iter().map(|id| ModelEntryOrName { id: id.clone(), entry: None }).collect(),
-            ),
-        };
+        let models = Models::declared(&worker.models);
+        let metrics = WorkerMetrics::of(worker.id.as_str());
+        metrics.weight.set(worker.weight);
         Self {
             header: HeaderValue::from_str(worker.id.as_str())
                 .expect("worker ids hold header characters only"),
-            metrics: Arc::new(WorkerMetrics::of(worker.id.as_str())),
-            config: worker,
+            metrics: Arc::new(metrics),
+            id: worker.id.clone(),
+            url: worker.url.clone(),
+            settings: ArcSwap::from_pointee(worker),
+            settling: Mutex::new(()),
+            origin,
+            serial: SERIALS.fetch_add(1, Relaxed),
+            joined_at: now,
             counts: Arc::default(),
             lease_until: lease.map(Mutex::new),
             holdings: Mutex::new(Holdings::new(holdings_params(&config.index, blocks_max), now)),
@@ -147,9 +191,14 @@ impl Member {
             breaker: Mutex::new(Breaker::new(config.breaker, now)),
             rate: Mutex::new(PrefillRate::new()),
             reported: Mutex::default(),
+            published: Mutex::default(),
             comparable_rate: AtomicU64::new(RATE_UNTIL_LEARNED.to_bits()),
             foreign: AtomicU32::new(0),
+            peer_loads: Mutex::default(),
+            has_peers: AtomicBool::new(false),
             health: AtomicU8::new(Health::Unknown as u8),
+            drained: AtomicBool::new(false),
+            ramp_since: AtomicU64::new(NO_RAMP),
             flaps: AtomicU64::new(0),
             pushes: AtomicBool::new(false),
             models: ArcSwap::from_pointee(models),
@@ -158,7 +207,7 @@ impl Member {
 
     /// Name.
     pub fn id(&self) -> &WorkerId {
-        &self.config.id
+        &self.id
     }
 
     /// Name, as the value of X-Router-Backend.
@@ -168,7 +217,77 @@ impl Member {
 
     /// Address.
     pub fn url(&self) -> &WorkerUrl {
-        &self.config.url
+        &self.url
+    }
+
+    /// What its origin says of it, now.
+    pub fn settings(&self) -> Guard<Arc<WorkerConfig>> {
+        self.settings.load()
+    }
+
+    /// Who says that it belongs to the fleet.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// Number of this member, never given to another: a worker that comes back is another member.
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// Takes over other settings of the same worker; true when they are others.
+    pub(super) fn set_settings(&self, worker: WorkerConfig) -> bool {
+        debug_assert!((&worker.id, &worker.url) == (&self.id, &self.url), "another worker");
+        let _settling = self.settling.lock();
+        let before = self.settings.load_full();
+        if *before == worker {
+            return false;
+        }
+        if before.models != worker.models {
+            let declared = Models::declared(&worker.models);
+            let known = matches!(&**self.models.load(), Models::Known(_));
+            // What was declared or learned holds until the worker has been asked.
+            if !(known && matches!(declared, Models::Unknown)) {
+                self.models.store(Arc::new(declared));
+            }
+        }
+        self.settings.store(Arc::new(worker));
+        true
+    }
+
+    /// Whether it gets no new requests.
+    pub fn is_drained(&self) -> bool {
+        self.drained.load(Relaxed)
+    }
+
+    /// Drains or undrains; true when it was otherwise before.
+    pub(super) fn set_drained(&self, drained: bool) -> bool {
+        self.metrics.drained.set(i64::from(drained));
+        self.drained.swap(drained, Relaxed) != drained
+    }
+
+    /// Whether requests go to it: healthy, not drained, its breaker closed.
+    pub(super) fn serves_now(&self, now: Instant) -> bool {
+        self.health() == Health::Healthy
+            && !self.is_drained()
+            && self.breaker.lock().state(now) == BreakerState::Closed
+    }
+
+    /// It starts slowly from now on, or has its whole weight at once.
+    pub(super) fn start(&self, slowly: bool, now: Instant) {
+        let since = now.saturating_duration_since(self.joined_at).as_micros() as u64;
+        self.ramp_since.store(if slowly { since } else { NO_RAMP }, Relaxed);
+    }
+
+    /// Its weight at `now`, of the one its settings give.
+    pub(super) fn weight(&self, settings: &WorkerConfig, now: Instant) -> f64 {
+        match self.ramp_since.load(Relaxed) {
+            NO_RAMP => settings.weight,
+            since => {
+                let since = self.joined_at + Duration::from_micros(since);
+                settings.weight * ramp_share(since, settings.slow_start, now)
+            }
+        }
     }
 
     /// Verdict of the health checks.
@@ -217,11 +336,16 @@ impl Member {
 
     /// Whether its models are to be asked for.
     pub fn learns_models(&self) -> bool {
-        self.config.models == ModelsDeclared::Learn
+        self.settings.load().models == ModelsDeclared::Learn
     }
 
-    /// Takes in what /v1/models answered; true when the names are others than before.
+    /// Takes in what /v1/models answered; true when the names are others than before. What is
+    /// declared since it was asked holds.
     pub fn set_models(&self, entries: Vec<ModelEntry>) -> bool {
+        let _settling = self.settling.lock();
+        if !self.learns_models() {
+            return false;
+        }
         let same = match &**self.models.load() {
             Models::Known(known) => {
                 known.iter().map(|model| &model.id).eq(entries.iter().map(|entry| &entry.id))
@@ -234,6 +358,11 @@ impl Member {
             .collect();
         self.models.store(Arc::new(Models::Known(known)));
         !same
+    }
+
+    /// Takes up the models another process had learned, until this one has.
+    pub(super) fn restore_models(&self, models: Vec<ModelEntryOrName>) {
+        self.models.store(Arc::new(Models::Known(models)));
     }
 
     /// The first model it serves, if they are known: adapters come after their base model.
@@ -255,11 +384,35 @@ impl Member {
         }
     }
 
-    /// The worker's load: what we sent, and what others did by its own account.
-    pub fn load(&self) -> Load {
-        let ours = self.counts.load();
-        let foreign = self.foreign.load(Relaxed);
-        Load { requests: ours.requests + foreign, decodes: ours.decodes + foreign, ..ours }
+    /// The worker's load: what we sent, and what others did by their or its own account.
+    pub fn load(&self, now: Instant) -> Load {
+        peer_loads::whole(self.counts.load(), self.peer_load(now), self.foreign.load(Relaxed))
+    }
+
+    /// What other routers sent it, by their own account.
+    pub fn peer_load(&self, now: Instant) -> Load {
+        if !self.has_peers.load(Relaxed) {
+            return Load::default();
+        }
+        self.peer_loads.lock().sum(now)
+    }
+
+    /// Forgets what peers told and no longer stands.
+    pub(super) fn peers_age(&self, now: Instant) {
+        if self.has_peers.load(Relaxed) {
+            let mut loads = self.peer_loads.lock();
+            loads.expire(now);
+            self.has_peers.store(!loads.is_empty(), Relaxed);
+        }
+    }
+
+    pub(super) fn hear_load(&self, from: &str, load: Load, until: Instant, now: Instant) {
+        if load == Load::default() && !self.has_peers.load(Relaxed) {
+            return;
+        }
+        let mut loads = self.peer_loads.lock();
+        loads.tell(from, load, until, now);
+        self.has_peers.store(!loads.is_empty(), Relaxed);
     }
 
     pub(super) fn set_foreign(&self, requests: u32) {

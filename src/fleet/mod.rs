@@ -8,10 +8,17 @@ mod apply;
 mod feedback;
 mod heartbeat;
 pub mod inflight;
+mod live;
 pub mod member;
+pub mod membership;
+mod operate;
+mod outbox;
+mod peer_loads;
 mod pick;
 mod published;
 pub mod reported;
+mod serving;
+mod state;
 mod status;
 mod sync;
 mod truth;
@@ -30,23 +37,26 @@ pub use aligned::{AlignedEntry, AlignedModels};
 pub use apply::{Applied, ApplyError};
 pub use feedback::{Prediction, Verdict};
 pub use heartbeat::{Beaten, HeartbeatError};
+pub use live::Live;
 pub use member::{Health, Member, Models};
+use membership::Membership;
+pub use membership::{Changed, Origin};
+pub use operate::{RemoveError, UnknownWorker};
+pub use outbox::{BLOCKS_MAX, Listening, Presumption, Said};
 pub use pick::{PickError, Picked, PromptAsk};
+pub use state::Cause;
 pub use status::WorkerStatus;
 pub use sync::Synced;
 pub use truth::Domain;
 use truth::{Source, SourceEvent};
 
 use crate::{
-    config::Config,
     routing::{
         FleetRate, Outcome, WorkerId,
-        block::Secret,
         breaker::{BreakerState, may_eject},
         trust::WorkerEvent,
     },
-    telemetry::{events, metrics},
-    wire::prompt::Hashing,
+    telemetry::events,
 };
 
 /// How long a heartbeat's word on others' requests is believed.
@@ -55,61 +65,52 @@ const FOREIGN_FOR: Duration = Duration::from_secs(5);
 /// All workers, and what is needed to pick one.
 #[derive(Debug)]
 pub struct Fleet {
-    config: Arc<Config>,
-    hashing: Hashing,
-    aligned: AlignedModels,
+    live: ArcSwap<Live>,
     members: ArcSwap<Vec<Arc<Member>>>,
-    /// Serializes changes of `members`; readers never take it.
-    membership: Mutex<()>,
+    /// Serializes changes of `members` and `live`; readers never take it.
+    membership: Mutex<Membership>,
+    /// Since when requests go to some member, if they do.
+    serving_since: Mutex<Option<Instant>>,
     turn: AtomicU64,
     /// True once some worker has a verdict of its health checks.
     verdict: watch::Sender<bool>,
+    /// Whom we tell what we presume.
+    outbox: outbox::Outbox,
 }
 
 impl Fleet {
-    /// The static fleet of `config`; `secret` keys all block hashes.
-    pub fn new(config: Arc<Config>, aligned: AlignedModels, secret: Secret, now: Instant) -> Self {
-        let member = |worker: &crate::config::WorkerConfig| {
-            Arc::new(Member::new(worker.clone(), &config, None, now))
-        };
-        let members: Vec<_> = config.workers.iter().map(member).collect();
-        metrics::WORKERS.set(members.len() as i64);
-        Self {
-            hashing: Hashing {
-                secret,
-                block_bytes: config.index.block_bytes,
-                aliases: aligned.aliases(),
-            },
-            aligned,
-            members: ArcSwap::from_pointee(members),
-            membership: Mutex::new(()),
+    /// The static fleet of a configuration.
+    pub fn new(live: Live, now: Instant) -> Self {
+        let workers = live.config.workers.clone();
+        let fleet = Self {
+            live: ArcSwap::from_pointee(live),
+            members: ArcSwap::default(),
+            membership: Mutex::default(),
+            serving_since: Mutex::new(None),
             turn: AtomicU64::new(0),
             verdict: watch::Sender::new(false),
-            config,
-        }
+            outbox: outbox::Outbox::default(),
+        };
+        fleet.seed(workers, now);
+        fleet
     }
 
-    /// Models in aligned mode.
-    pub fn aligned(&self) -> &AlignedModels {
-        &self.aligned
+    /// The configuration in force.
+    pub fn live(&self) -> Arc<Live> {
+        self.live.load_full()
     }
 
     /// The aligned model that prompts for `model` are tokenized with: its own, or that of the model
     /// it is an adapter of.
-    pub fn aligned_for(&self, model: &str) -> Option<Arc<AlignedEntry>> {
-        if self.aligned.is_empty() {
+    pub fn aligned_for(&self, live: &Live, model: &str) -> Option<Arc<AlignedEntry>> {
+        if live.aligned.is_empty() {
             return None;
         }
-        self.aligned.of(model).or_else(|| {
+        live.aligned.of(model).or_else(|| {
             let members = self.members.load();
             let parent = members.iter().find_map(|member| member.parent_of(model))?;
-            self.aligned.of(&parent)
+            live.aligned.of(&parent)
         })
-    }
-
-    /// How prompts are hashed.
-    pub fn hashing(&self) -> &Hashing {
-        &self.hashing
     }
 
     /// Everybody, as of now.
@@ -129,10 +130,11 @@ impl Fleet {
 
     /// Whether some worker takes traffic.
     pub fn is_ready(&self) -> bool {
-        self.members.load().iter().any(|member| member.health() == Health::Healthy)
+        let takes = |member: &Member| member.health() == Health::Healthy && !member.is_drained();
+        self.members.load().iter().any(|member| takes(member))
     }
 
-    /// Whether some worker, be it up or down, serves `model`. An empty fleet may serve anything.
+    /// Whether some worker, be it up, down or drained, serves `model`. An empty fleet may serve anything.
     pub fn serves(&self, model: Option<&str>) -> bool {
         let members = self.members.load();
         members.is_empty() || members.iter().any(|member| member.serves(model))
@@ -143,6 +145,11 @@ impl Fleet {
         if member.set_health(healthy) {
             events::health_changed(member.id().as_str(), healthy, why);
             let now = crate::clock::now();
+            if healthy {
+                self.begins_to_serve(member, now);
+            } else {
+                self.look_who_serves(now);
+            }
             let event =
                 if healthy { WorkerEvent::HealthBack } else { WorkerEvent::HealthLost { refused } };
             member.undergoes(event, now);
@@ -150,12 +157,25 @@ impl Fleet {
         self.verdict.send_if_modified(|known| !std::mem::replace(known, true));
     }
 
+    /// Takes up a verdict that another process had come to. Nothing follows from it here: no worker
+    /// starts slowly, and what is held stays.
+    fn restore_health(&self, member: &Member, health: Health, now: Instant) {
+        member.set_health(health == Health::Healthy);
+        self.look_who_serves(now);
+        self.verdict.send_replace(true);
+    }
+
     /// Takes in how an attempt ended that was sent at `sent`.
     pub fn record_outcome(&self, member: &Member, outcome: Outcome, sent: Instant, now: Instant) {
         let may_trip = outcome == Outcome::Failure && self.may_eject(member, now);
         let transition = member.breaker.lock().on_outcome(outcome, sent, now, may_trip);
         if let Some(transition) = transition {
-            events::breaker_moved(member.id().as_str(), &transition);
+            events::breaker_moved(member.id().as_str(), &member.metrics, &transition);
+            if transition.to == BreakerState::Closed {
+                self.begins_to_serve(member, now);
+            } else {
+                self.look_who_serves(now);
+            }
         }
     }
 
@@ -169,11 +189,12 @@ impl Fleet {
         let members = self.members.load();
         let others = members.iter().filter(|other| other.id() != member.id());
         let (mut working, mut ejected) = (1, 0);
-        for other in others.filter(|other| other.health() == Health::Healthy) {
+        let takes = |other: &&Arc<Member>| other.health() == Health::Healthy && !other.is_drained();
+        for other in others.filter(takes) {
             working += 1;
             ejected += usize::from(other.breaker.lock().state(now) != BreakerState::Closed);
         }
-        may_eject(working, ejected, self.config.limits.ejected_share_max)
+        may_eject(working, ejected, self.live.load().config.limits.ejected_share_max)
     }
 
     /// A streamed answer began `elapsed` after dispatch, with so many tokens of prefill before it.
@@ -191,6 +212,7 @@ impl Fleet {
         }
         for member in members.iter() {
             member.ages(now);
+            member.peers_age(now);
             let (at, silent) = {
                 let mut reported = member.reported.lock();
                 let overdue = reported.due.take_if(|due| *due <= now).is_some();
@@ -208,32 +230,8 @@ impl Fleet {
             }
         }
         self.lapse_leases(now);
+        self.look_who_serves(now);
         self.set_gauges(now);
-    }
-
-    fn lapse_leases(&self, now: Instant) {
-        let lapsed =
-            |member: &Member| member.lease_until.as_ref().is_some_and(|until| *until.lock() <= now);
-        if !self.members.load().iter().any(|member| lapsed(member)) {
-            return;
-        }
-        let _changing = self.membership.lock();
-        let (gone, kept): (Vec<_>, Vec<_>) =
-            self.members.load().iter().cloned().partition(|member| lapsed(member));
-        metrics::WORKERS.set(kept.len() as i64);
-        self.members.store(Arc::new(kept));
-        for member in gone {
-            events::membership_changed(member.id().as_str(), &member.url().text, false);
-            metrics::forget_worker(member.id().as_str());
-        }
-    }
-
-    fn join(&self, member: Arc<Member>) {
-        events::membership_changed(member.id().as_str(), &member.url().text, true);
-        let mut members = Vec::clone(&self.members.load());
-        members.push(member);
-        metrics::WORKERS.set(members.len() as i64);
-        self.members.store(Arc::new(members));
     }
 
     /// Models of the fleet in order of the members, each id once, as JSON.

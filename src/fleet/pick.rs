@@ -8,7 +8,8 @@ use std::{
 use smallvec::SmallVec;
 
 use super::{
-    Fleet, Health, Member, feedback::Prediction, inflight::InflightGuard, is_tried, truth::Domain,
+    Fleet, Health, Live, Member, feedback::Prediction, inflight::InflightGuard, is_tried,
+    truth::Domain,
 };
 use crate::{
     routing::{
@@ -72,6 +73,8 @@ pub struct Picked {
     pub guard: InflightGuard,
     /// Whether this request is the breaker's probe.
     pub probe: bool,
+    /// Whether the worker's reports would confirm that it holds the prompt.
+    pub confirms: bool,
     /// When it was picked.
     pub at: Instant,
 }
@@ -92,14 +95,19 @@ impl Fleet {
     ///
     /// # Errors
     /// `PickError`; nothing was marked.
-    pub fn pick(&self, ask: &PromptAsk<'_>, now: Instant) -> Result<Picked, PickError> {
+    pub fn pick(
+        &self,
+        live: &Live,
+        ask: &PromptAsk<'_>,
+        now: Instant,
+    ) -> Result<Picked, PickError> {
         let started = crate::clock::now();
         let members = self.members.load();
         if !self.serves(ask.model) {
             return Err(PickError::UnknownModel);
         }
         let question = self.question(ask);
-        let mut candidates = candidates(&members, ask, self.config.index.credits, now);
+        let mut candidates = candidates(&members, ask, live.config.index.credits, now);
         let picked = loop {
             let decision = routing::pick(
                 ask.policy.0,
@@ -113,7 +121,7 @@ impl Fleet {
                 Shed::Saturated => PickError::Saturated,
             })?;
             let member = &members[decision.slot];
-            // Another request may have taken the probe since the candidates were made.
+            // It may have been drained, or its probe taken, since the candidates were made.
             if let Some(probe) = claim(member, now) {
                 break (member.clone(), decision, probe);
             }
@@ -121,6 +129,7 @@ impl Fleet {
         };
         let (member, decision, probe) = picked;
         let picked = mark(member, ask, &decision, probe, now);
+        self.tell_presumed(&picked, ask.prompts, ask.domain, ask.tenant);
         events::decided(picked.reason);
         let took = crate::clock::now().saturating_duration_since(started);
         metrics::DECISION_SECONDS.observe(took.as_secs_f64());
@@ -140,11 +149,12 @@ impl Fleet {
     }
 
     /// Takes back what a pick put into the worker's index: the request never got there.
-    pub fn take_back(picked: &Picked, prompts: &[Vec<BlockHash>]) {
+    pub fn take_back(&self, picked: &Picked, prompts: &[Vec<BlockHash>]) {
         for prompt in prompts {
             let keep = picked.prediction.blocks.min(prompt.len());
             picked.member.holdings.lock().retract(prompt, keep);
             picked.member.unconfirmed.lock().retract(prompt, keep);
+            self.tell_taken_back(picked, prompt, keep);
         }
     }
 }
@@ -162,6 +172,7 @@ fn candidates(
     let mut candidates = SmallVec::new();
     for (slot, member) in members.iter().enumerate() {
         let eligible = member.health() == Health::Healthy
+            && !member.is_drained()
             && !is_tried(ask.tried, member.id())
             && member.serves(ask.model)
             && member.breaker.lock().admits(now) != Admission::Refuse;
@@ -175,13 +186,14 @@ fn candidates(
             let matched = |prompt: &Vec<_>| worth(&member.matched(prompt, confirms), credits);
             ask.prompts.iter().map(matched).sum()
         };
+        let settings = member.settings();
         candidates.push(Candidate {
             slot,
             key: member.id().key(),
-            weight: member.config.weight,
+            weight: member.weight(&settings, now),
             matched_blocks: u32::try_from(matched).unwrap_or(u32::MAX),
-            load: member.load(),
-            inflight_max: member.config.inflight_max,
+            load: member.load(now),
+            inflight_max: settings.inflight_max,
             prefill_tokens_per_s: member.comparable_rate(),
         });
     }
@@ -193,8 +205,12 @@ fn worth(matched: &Matched, [cpu, storage]: [f64; 2]) -> usize {
     matched.gpu + (matched.cpu as f64 * cpu + matched.storage as f64 * storage) as usize
 }
 
-/// Whether the pick stands: `Some(is_probe)`, or `None` when the one probe is already under way.
+/// Whether the pick stands: `Some(is_probe)`, or `None` when the worker is drained or the one probe
+/// is already under way.
 fn claim(member: &Member, now: Instant) -> Option<bool> {
+    if member.is_drained() {
+        return None;
+    }
     let mut breaker = member.breaker.lock();
     match breaker.admits(now) {
         Admission::Admit => Some(false),
@@ -215,6 +231,7 @@ fn mark(
     let share = f64::from(matched) / f64::from(total_blocks.max(1));
     let uncached = (ask.tokens as f64 * (1.0 - share)).round() as u64;
     let mut sent = None;
+    let mut confirms = true;
     let mut prediction = Prediction {
         total_blocks: total_blocks as usize,
         bytes: ask.bytes,
@@ -225,7 +242,7 @@ fn mark(
         ..Prediction::default()
     };
     if !ask.prompts.is_empty() {
-        let confirms = {
+        confirms = {
             let mut truth = member.truth.lock();
             prediction.engine_block_tokens = truth.block_tokens;
             if let [prompt] = ask.prompts {
@@ -251,7 +268,7 @@ fn mark(
     }
     member.metrics.matched_blocks.inc_by(u64::from(matched));
     member.metrics.prompt_blocks.inc_by(u64::from(total_blocks));
-    let tokens_ahead = member.counts.load().queued_tokens.saturating_add(uncached);
+    let tokens_ahead = member.load(now).queued_tokens.saturating_add(uncached);
     let guard = InflightGuard::new(member.counts.clone(), member.metrics.clone(), uncached);
     Picked {
         reason: decision.reason,
@@ -262,6 +279,7 @@ fn mark(
         tokens_ahead,
         guard,
         probe,
+        confirms,
         at: now,
         member,
     }

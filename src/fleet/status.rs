@@ -8,7 +8,7 @@ use super::{
     Fleet, Health, Models,
     reported::{RankReports, Reported, Said},
 };
-use crate::telemetry::{events, metrics};
+use crate::telemetry::{events, metrics::BREAKER_STATES};
 
 /// One worker, for `/workers`.
 #[derive(Debug, Serialize)]
@@ -16,17 +16,22 @@ use crate::telemetry::{events, metrics};
 pub struct WorkerStatus {
     pub id: String,
     pub url: String,
+    pub origin: String,
     pub joined: bool,
+    pub drained: bool,
     pub health: &'static str,
     pub breaker: &'static str,
     pub takes_traffic: bool,
     pub models: Vec<String>,
     pub models_known: bool,
     pub weight: f64,
+    pub weight_now: f64,
     pub inflight: u32,
     pub inflight_max: u32,
     pub queued_tokens: u64,
     pub decodes: u32,
+    pub peers_inflight: u32,
+    pub peers_queued_tokens: u64,
     pub prefill_tokens_per_s: f64,
     pub trust: &'static str,
     pub index: IndexStatus,
@@ -103,40 +108,39 @@ impl Fleet {
         self.members().iter().map(|member| status(member, now)).collect()
     }
 
+    /// One worker.
+    pub fn status_of(&self, id: &str, now: Instant) -> Option<WorkerStatus> {
+        self.member(id).map(|member| status(&member, now))
+    }
+
     pub(super) fn set_gauges(&self, now: Instant) {
-        for status in self.status(now) {
-            let label = &[status.id.as_str()];
-            metrics::INDEX_BYTES.with_label_values(label).set(status.index.bytes as i64);
-            metrics::INDEX_BLOCKS.with_label_values(label).set(status.index.blocks as i64);
-            for (vec, total) in [
-                (&*metrics::INDEX_INSERTED, status.index.inserted_total),
-                (&*metrics::INDEX_TRIMMED, status.index.trimmed_total),
+        for member in self.members().iter() {
+            let (status, metrics) = (status(member, now), &member.metrics);
+            metrics.index_bytes.set(status.index.bytes as i64);
+            metrics.index_blocks.set(status.index.blocks as i64);
+            for (counter, total) in [
+                (&metrics.index_inserted, status.index.inserted_total),
+                (&metrics.index_trimmed, status.index.trimmed_total),
             ] {
-                let counter = vec.with_label_values(label);
                 counter.inc_by(total.saturating_sub(counter.get()));
             }
             let confirmed = status.index.confirmed_blocks;
             let held = [confirmed[0], confirmed[1], confirmed[2], status.index.presumed_blocks];
-            for (kind, blocks) in metrics::HOLDING_KINDS.iter().zip(held) {
-                let label = &[status.id.as_str(), *kind];
-                metrics::HOLDINGS_BLOCKS.with_label_values(label).set(blocks as i64);
+            for (gauge, blocks) in metrics.holdings.iter().zip(held) {
+                gauge.set(blocks as i64);
             }
-            let budget = status.index.budget_blocks as i64;
-            metrics::CACHE_BUDGET_BLOCKS.with_label_values(label).set(budget);
-            let age = status.reports.age_s.map_or(-1, |age| age as i64);
-            metrics::REPORT_AGE_SECONDS.with_label_values(label).set(age);
-            let breaker = match status.breaker {
-                "closed" => 0,
-                "half-open" => 1,
-                _ => 2,
-            };
-            metrics::BREAKER_STATE.with_label_values(label).set(breaker);
+            metrics.cache_budget.set(status.index.budget_blocks as i64);
+            metrics.report_age.set(status.reports.age_s.map_or(-1, |age| age as i64));
+            let state = BREAKER_STATES.iter().position(|state| *state == status.breaker);
+            metrics.breaker_state.set(state.unwrap_or_default() as i64);
+            metrics.weight.set(status.weight_now);
         }
     }
 }
 
 fn status(member: &super::Member, now: Instant) -> WorkerStatus {
     let load = member.counts.load();
+    let peer_load = member.peer_load(now);
     let breaker = events::state_name(member.breaker.lock().state(now));
     let health = member.health();
     let (trust, budget_blocks) = {
@@ -147,28 +151,35 @@ fn status(member: &super::Member, now: Instant) -> WorkerStatus {
     let apart = member.unconfirmed.lock().stats();
     let reports = ReportStatus::of(&member.reported.lock(), now);
     let models = member.models();
+    let settings = member.settings();
+    let drained = member.is_drained();
     WorkerStatus {
         id: member.id().to_string(),
         url: member.url().text.to_string(),
+        origin: member.origin().to_string(),
         joined: member.lease_until.is_some(),
+        drained,
         health: match health {
             Health::Unknown => "unknown",
             Health::Healthy => "healthy",
             Health::Unhealthy => "unhealthy",
         },
         breaker,
-        takes_traffic: health == Health::Healthy && breaker != "open",
+        takes_traffic: health == Health::Healthy && breaker != "open" && !drained,
         models: match &*models {
             Models::Known(known) => known.iter().map(|model| model.id.clone()).collect(),
             Models::Any => vec!["*".to_owned()],
             Models::Unknown => Vec::new(),
         },
         models_known: !matches!(&*models, Models::Unknown),
-        weight: member.config.weight,
+        weight: settings.weight,
+        weight_now: member.weight(&settings, now),
         inflight: load.requests,
-        inflight_max: member.config.inflight_max,
+        inflight_max: settings.inflight_max,
         queued_tokens: load.queued_tokens,
         decodes: load.decodes,
+        peers_inflight: peer_load.requests,
+        peers_queued_tokens: peer_load.queued_tokens,
         prefill_tokens_per_s: member.comparable_rate(),
         trust,
         index: IndexStatus {

@@ -4,7 +4,7 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Instant};
 
-use super::{Fleet, Member, apply::block_tokens_of};
+use super::{Cause, Fleet, Member, apply::block_tokens_of};
 use crate::{
     config::IndexConfig,
     routing::{
@@ -13,6 +13,7 @@ use crate::{
         prefix::{Bounds, Holdings, HoldingsParams, Matched},
         trust::{Action, Rank, Trust, TrustParams, TrustState, WorkerEvent},
     },
+    state::TruthState,
     telemetry::events,
     wire::event::Stored,
 };
@@ -77,6 +78,38 @@ impl Truth {
             domain: None,
             names_tenants: false,
             block_tokens: None,
+        }
+    }
+
+    /// All of it, for another process.
+    pub(super) fn image(&self, now: Instant) -> TruthState {
+        TruthState {
+            configured: self.configured as u64,
+            domain: self.domain.map(|domain| u8::from(domain == Domain::Tokens)),
+            names_tenants: self.names_tenants,
+            block_tokens: self.block_tokens,
+            trust: self.trust.image(now),
+            capacity: self.capacity.image(),
+        }
+    }
+
+    /// Goes on from an image. A capacity that was configured otherwise, and that nobody `said`, is
+    /// not taken over.
+    pub(super) fn restore(&mut self, image: &TruthState, said: bool, cause: Cause, now: Instant) {
+        let crashed = cause != Cause::HandOver;
+        let params = TrustParams::default();
+        self.trust = TrustState::restore(params, &image.trust, crashed, cause.away(), now);
+        self.acted = self.trust.trust(now);
+        self.domain = match image.domain {
+            Some(0) => Some(Domain::Text),
+            Some(1) => Some(Domain::Tokens),
+            _ => None,
+        };
+        self.names_tenants = image.names_tenants;
+        self.block_tokens = image.block_tokens;
+        if said || image.configured == self.configured as u64 {
+            self.configured = usize::try_from(image.configured).unwrap_or(self.configured);
+            self.capacity = CapacityEstimate::restore(&image.capacity);
         }
     }
 
@@ -225,9 +258,10 @@ impl Fleet {
     /// Bounds a worker's index by what we know of its cache now.
     pub(super) fn rebound(&self, member: &Member) {
         let budget = member.truth.lock().budget();
-        let bounds = unconfirmed_bounds(&self.config.index, budget);
-        member.unconfirmed.lock().set_bounds(bounds);
-        member.holdings.lock().set_params(holdings_params(&self.config.index, budget));
+        let live = self.live.load();
+        let index = &live.config.index;
+        member.unconfirmed.lock().set_bounds(unconfirmed_bounds(index, budget));
+        member.holdings.lock().set_params(holdings_params(index, budget));
     }
 }
 

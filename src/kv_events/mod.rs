@@ -29,7 +29,7 @@ mod zmtp;
 
 pub use self::{
     endpoint::{BadEndpoint, Endpoint},
-    sequence::{Print, Sequence, Step},
+    sequence::{Position, Print, Sequence, Step},
     service::KvEventService,
 };
 
@@ -38,6 +38,8 @@ pub use self::{
 pub struct SourceKey {
     /// The worker's id.
     pub worker: Arc<str>,
+    /// Which worker of that id, see [`Worker::life`].
+    pub life: u64,
     /// Its rank, from 0.
     pub rank: u32,
 }
@@ -83,6 +85,8 @@ pub struct Worker {
     pub host: Arc<str>,
     /// How its sources are found.
     pub mode: Arc<Mode>,
+    /// Another whenever another worker takes the id: its sources are others then.
+    pub life: u64,
     /// Counts up whenever the worker comes back to health; a change makes it be asked again.
     pub flaps: u64,
 }
@@ -99,11 +103,25 @@ pub trait Workers: Send + Sync + 'static {
     async fn get(&self, worker: &Worker, path: &str) -> Result<Vec<u8>, String>;
 }
 
+/// Where a source goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resume {
+    /// As far as it was followed.
+    pub position: Position,
+    /// Whether it was followed until now. Else its engine may have restarted since unseen.
+    pub unbroken: bool,
+}
+
 /// Takes what sources say. Called from their tasks, one call at a time a source; it should be
 /// short.
 pub trait Sink: Send + Sync + 'static {
-    /// A batch, in order.
-    fn batch(&self, source: &SourceKey, seq: u64, batch: DecodedBatch);
+    /// Returns when what a source says may be taken; a source that waits is subscribed already.
+    /// At once, but while state is handed over.
+    fn admitted(&self, source: &SourceKey) -> impl Future<Output = ()> + Send;
+    /// Where a source goes on, if it was followed before.
+    fn resume(&self, source: &SourceKey) -> Option<Resume>;
+    /// A batch, in order; `position` is the one behind it.
+    fn batch(&self, source: &SourceKey, position: Position, batch: DecodedBatch);
     /// The engine restarted: what came before is no longer true. Batches of its new life follow.
     fn restarted(&self, source: &SourceKey);
     /// The batches from `expected` up to, not including, `got` are lost.

@@ -15,6 +15,27 @@ impl Print {
     pub fn of(payload: &[u8]) -> Self {
         Self(xxh3_64(payload))
     }
+
+    /// As a number, to be kept.
+    pub fn to_u64(self) -> u64 {
+        self.0
+    }
+
+    /// From a number that was kept.
+    pub fn from_u64(kept: u64) -> Self {
+        Self(kept)
+    }
+}
+
+/// How far a publisher has been followed: what another process goes on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The batch that comes next.
+    pub next: u64,
+    /// What the batch before it was, if we saw it.
+    pub last: Option<Print>,
+    /// Whether every batch of this life of the engine was seen.
+    pub complete: bool,
 }
 
 /// What a batch is to those before it.
@@ -48,6 +69,11 @@ pub struct Sequence {
 }
 
 impl Sequence {
+    /// Goes on from where another process, or another task of this one, stopped.
+    pub fn resume(position: &Position) -> Self {
+        Self { next: Some(position.next), last: position.last, ..Self::default() }
+    }
+
     /// The batch that comes next; `None` before anything is known.
     pub fn next(&self) -> Option<u64> {
         self.next

@@ -53,6 +53,7 @@ impl<S: Sink, W: Workers> KvEventService<S, W> {
         followed.retain(|id, known| {
             workers.iter().any(|worker| {
                 worker.id == *id
+                    && worker.life == known.worker.life
                     && worker.host == known.worker.host
                     && worker.mode == known.worker.mode
                     && !known.task.has_ended()

@@ -18,7 +18,7 @@ use super::{
     backoff::Backoff,
     door::Door,
     replay::{Replay, Stopped, numbered},
-    sequence::{Print, Sequence, Step},
+    sequence::{Position, Print, Sequence, Step},
     zmtp::{Broken, Connection, Message, Role},
 };
 use crate::wire::kv_events::Decoder;
@@ -42,6 +42,8 @@ pub(super) struct Source<S> {
     complete: bool,
     /// Whether the publisher keeps batches, as far as is known.
     buffers: bool,
+    /// Whether it was resumed and its engine may have restarted since, unseen.
+    unproven: bool,
     /// Whether this connection's engine was found to be the one we know (or a new one).
     verified: bool,
     garbage_in_row: u32,
@@ -79,6 +81,7 @@ impl<S: Sink> Source<S> {
             decoder: Decoder::default(),
             sequence: Sequence::default(),
             complete: false,
+            unproven: false,
             verified: false,
             garbage_in_row: 0,
             no_replay_before: None,
@@ -148,7 +151,12 @@ impl<S: Sink> Source<S> {
         door: &mut Option<Door>,
         backoff: &mut Backoff,
     ) -> Left {
+        let resumed = self.resume().await;
         self.sequence.reconnected();
+        if resumed && !self.unproven {
+            // What came while we waited may be what we have.
+            self.sequence.replays();
+        }
         self.verified = self.place.replay.is_none();
         self.no_replay_before = None;
         self.catch_up().await;
@@ -156,7 +164,9 @@ impl<S: Sink> Source<S> {
             backoff.reset();
         }
         self.said_connected = Some(true);
-        self.sink.connected(&self.key, self.complete);
+        // A replay has proven it; else the next batch does.
+        self.unproven &= self.place.replay.is_none();
+        self.sink.connected(&self.key, self.complete && !self.unproven);
         loop {
             let received = tokio::select! {
                 received = timeout(self.settings.tail_check_after, connection.recv()) => received,
@@ -177,6 +187,19 @@ impl<S: Sink> Source<S> {
             // A source that has much to say lets the others have their turn.
             yield_now().await;
         }
+    }
+
+    /// Waits until we may go on, and takes up the position to go on from; whether there was one.
+    async fn resume(&mut self) -> bool {
+        self.sink.admitted(&self.key).await;
+        if self.sequence.next().is_some() {
+            return false;
+        }
+        let Some(resume) = self.sink.resume(&self.key) else { return false };
+        self.sequence = Sequence::resume(&resume.position);
+        self.complete = resume.position.complete;
+        self.unproven = !resume.unbroken;
+        true
     }
 
     /// Catches up in the midst of a connection, and says so if the engine restarted.
@@ -244,14 +267,22 @@ impl<S: Sink> Source<S> {
         match self.sequence.published(seq, print) {
             Step::Repeat => return,
             // Before the first batch of all nothing can have been missed.
-            Step::Next => self.complete |= self.sequence.next().is_none(),
-            Step::Gap { expected } => {
+            Step::Next => {
+                let first = self.sequence.next().is_none();
+                self.complete |= first;
+                if first | std::mem::take(&mut self.unproven) {
+                    self.sink.connected(&self.key, self.complete);
+                }
+            }
+            Step::Gap { expected } if !self.unproven => {
                 // It should have `seq` at least.
                 let replayed = self.replay(expected, Some(seq)).await;
                 self.buffers &= !matches!(replayed, Replayed::Done(None));
                 self.missed(seq);
             }
-            Step::Restart => {
+            // After a time unseen a gap may be a restart as well.
+            Step::Restart | Step::Gap { .. } => {
+                self.unproven = false;
                 self.begin_anew(Some(seq)).await;
                 self.missed(seq);
                 self.take(seq, print, &payload);
@@ -279,7 +310,9 @@ impl<S: Sink> Source<S> {
         match self.decoder.decode(payload) {
             Ok(batch) => {
                 self.garbage_in_row = 0;
-                self.sink.batch(&self.key, seq, batch);
+                let next = seq.saturating_add(1);
+                let position = Position { next, last: Some(print), complete: self.complete };
+                self.sink.batch(&self.key, position, batch);
             }
             Err(error) => {
                 self.garbage(&format!("batch {seq}: {error}"));

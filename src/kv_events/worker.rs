@@ -123,11 +123,11 @@ impl<S: Sink, W: Workers> Follow<S, W> {
     }
 
     fn follow(&mut self, places: Vec<(u32, Place)>) {
-        let worker = &self.worker.id;
+        let (worker, life) = (&self.worker.id, self.worker.life);
         self.sources.retain(|rank, _| {
             let stays = places.iter().any(|(named, _)| named == rank);
             if !stays {
-                let key = SourceKey { worker: worker.clone(), rank: *rank };
+                let key = SourceKey { worker: worker.clone(), life, rank: *rank };
                 self.sink.disconnected(&key, "the worker names no such source any more");
             }
             stays
@@ -137,7 +137,7 @@ impl<S: Sink, W: Workers> Follow<S, W> {
             if known.is_some_and(|(same, task)| *same == place && !task.has_ended()) {
                 continue;
             }
-            let key = SourceKey { worker: self.worker.id.clone(), rank };
+            let key = SourceKey { worker: worker.clone(), life, rank };
             if known.is_some() {
                 // Endpoints are given at start-up, so this is another process.
                 self.sink.restarted(&key);

@@ -62,6 +62,8 @@ pub(super) struct BodyLimits<'a> {
     pub timeouts: &'a Timeouts,
     /// Shared memory bound.
     pub budget: &'a Arc<Budget>,
+    /// Bytes of all bodies together.
+    pub buffered_bytes_max: usize,
 }
 
 /// Receives the body; `None` when the request has none.
@@ -86,7 +88,7 @@ pub(super) async fn receive(
         length,
         limits,
         got: Got::default(),
-        share: Share::new(limits.budget),
+        share: Share::new(limits.budget, limits.buffered_bytes_max),
         end: JsonEnd::default(),
         total_until: Instant::now() + limits.timeouts.body_total,
     };

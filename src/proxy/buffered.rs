@@ -8,36 +8,30 @@ use std::sync::{
 use crate::telemetry::metrics;
 
 /// Shared by all requests.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Budget {
     used: AtomicUsize,
-    max: usize,
-}
-
-impl Budget {
-    /// A budget of `max` bytes.
-    pub(super) fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), max })
-    }
 }
 
 /// One request's share; given back when dropped.
 #[derive(Debug)]
 pub(super) struct Share {
     budget: Arc<Budget>,
+    /// Bytes that all shares together may take, for all this one's request knows.
+    max: usize,
     bytes: usize,
 }
 
 impl Share {
-    /// A share of nothing yet.
-    pub(super) fn new(budget: &Arc<Budget>) -> Self {
-        Self { budget: budget.clone(), bytes: 0 }
+    /// A share of nothing yet, of a budget of `max` bytes.
+    pub(super) fn new(budget: &Arc<Budget>, max: usize) -> Self {
+        Self { budget: budget.clone(), max, bytes: 0 }
     }
 
     /// Takes `bytes` more; false when the budget does not allow it (nothing is taken then).
     pub(super) fn grow(&mut self, bytes: usize) -> bool {
         let before = self.budget.used.fetch_add(bytes, Relaxed);
-        if before + bytes > self.budget.max {
+        if before + bytes > self.max {
             self.budget.used.fetch_sub(bytes, Relaxed);
             return false;
         }
@@ -60,10 +54,10 @@ mod tests {
 
     #[test]
     fn a_full_budget_refuses_and_gives_back() {
-        let budget = Budget::new(10);
-        let mut first = Share::new(&budget);
+        let budget = Arc::default();
+        let mut first = Share::new(&budget, 10);
         assert!(first.grow(7) && !first.grow(4) && first.grow(3));
-        let mut second = Share::new(&budget);
+        let mut second = Share::new(&budget, 10);
         assert!(!second.grow(1));
         drop(first);
         assert!(second.grow(10));

@@ -8,9 +8,12 @@ use std::{
 use rand::Rng;
 use smallvec::SmallVec;
 
-use super::body::{Held, Replay};
+use super::{
+    Settings,
+    body::{Held, Replay},
+};
 use crate::{
-    config::BYTES_PER_TOKEN,
+    config::{BYTES_PER_TOKEN, Config},
     drain::OpenRequest,
     fleet::{Domain, Fleet, Member, Picked, Verdict},
     routing::{Outcome, Policy, PolicyParams, PromptKind, Reason, WorkerId},
@@ -23,6 +26,8 @@ use crate::{
 /// Context of one request.
 #[derive(Debug)]
 pub struct RequestContext {
+    /// What it goes by from its start to its end.
+    pub settings: Arc<Settings>,
     /// When its header was read.
     pub arrived: Instant,
     /// X-Request-Id.
@@ -103,12 +108,13 @@ pub struct StreamWatch {
 
 impl RequestContext {
     /// A request that has just arrived.
-    pub fn new(policy: (Policy, PolicyParams), open: OpenRequest, now: Instant) -> Self {
+    pub fn new(settings: Arc<Settings>, open: OpenRequest, now: Instant) -> Self {
         Self {
+            policy: settings.config().policies.default,
+            settings,
             arrived: now,
             request_id: new_request_id(),
             endpoint: Endpoint::Other,
-            policy,
             facts: Facts::default(),
             kind: PromptKind::NoPrompt,
             session: None,
@@ -129,6 +135,11 @@ impl RequestContext {
             stream: StreamWatch::default(),
             _open: open,
         }
+    }
+
+    /// The configuration it goes by.
+    pub fn config(&self) -> &Config {
+        self.settings.config()
     }
 
     /// What the prompt's blocks are named by.

@@ -17,9 +17,13 @@ use pingora_proxy::{HttpProxy, http_proxy};
 use tokio::{io::AsyncReadExt, time::timeout};
 
 use super::Proxy;
+use crate::drain::DrainState;
 
 /// What an HTTP/2 client with prior knowledge sends first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How long an idle client may take to send one more request after a hand-over, and to learn by the
+/// answer that it should connect anew.
+const IDLE_MAX: Duration = Duration::from_secs(5);
 /// How long a new connection may stay silent: Pingora's own keep-alive time.
 const SILENCE_MAX: Duration = Duration::from_mins(1);
 
@@ -27,6 +31,7 @@ const SILENCE_MAX: Duration = Duration::from_mins(1);
 pub struct Front {
     http1: Arc<HttpProxy<Proxy>>,
     http2: Arc<HttpProxy<Proxy>>,
+    drain: Arc<DrainState>,
 }
 
 impl Front {
@@ -37,7 +42,7 @@ impl Front {
         let mut options = HttpServerOptions::default();
         options.h2c = true;
         http2.server_options = Some(options);
-        Self { http1: Arc::new(http1), http2: Arc::new(http2) }
+        Self { http1: Arc::new(http1), http2: Arc::new(http2), drain: logic.drain.clone() }
     }
 }
 
@@ -48,6 +53,7 @@ impl ServerApp for Front {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
+        let _counted = self.drain.connected();
         // Over TLS the protocol was agreed on in the handshake.
         if !(*stream).as_any().is::<TcpStream>() {
             return self.http1.process_new(stream, shutdown).await;
@@ -58,7 +64,10 @@ impl ServerApp for Front {
         app.process_new(tcp, shutdown).await
     }
 
+    /// Called when nothing is accepted any more. What is told to the proxies here makes them close
+    /// idle connections.
     async fn cleanup(&self) {
+        self.drain.wait_for_idle_clients(IDLE_MAX).await;
         ServerApp::cleanup(&*self.http1).await;
         ServerApp::cleanup(&*self.http2).await;
     }

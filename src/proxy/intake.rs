@@ -1,6 +1,6 @@
 //! The way in: body, facts, policy, and the wait for a first verdict.
 
-use std::{str::FromStr, time::Duration};
+use std::{str::FromStr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, header};
@@ -15,6 +15,7 @@ use super::{
 use crate::{
     aligned::Unaligned,
     clock,
+    fleet::Live,
     routing::{Policy, PromptKind},
     telemetry::{events, metrics},
     wire::{
@@ -38,31 +39,34 @@ impl Proxy {
         session: &mut Session,
         ctx: &mut RequestContext,
     ) -> Result<(), BodyError> {
+        let settings = ctx.settings.clone();
         let limits = BodyLimits {
-            bytes_max: self.config.limits.body_bytes_max,
-            timeouts: &self.config.timeouts,
+            bytes_max: settings.config().limits.body_bytes_max,
+            timeouts: &settings.config().timeouts,
+            buffered_bytes_max: settings.config().limits.buffered_bytes_max,
             budget: &self.budget,
         };
         ctx.held = body::receive(session.as_downstream_mut(), &limits).await?;
         let bytes = ctx.held.as_ref().map(|held| held.bytes.clone()).unwrap_or_default();
         ctx.body_bytes = bytes.len();
         self.read_facts(session, ctx, bytes).await;
-        self.ask_for_usage(ctx);
-        self.choose_policy(session, ctx)?;
+        ask_for_usage(ctx);
+        choose_policy(session, ctx)?;
         Ok(())
     }
 
     async fn read_facts(&self, session: &Session, ctx: &mut RequestContext, bytes: Bytes) {
         let headers = &session.req_header().headers;
         let value = |name: &http::HeaderName| headers.get(name).map(HeaderValue::as_bytes);
-        let tenant = self.config.headers.tenant.as_ref().and_then(value).unwrap_or_default();
+        let settings = ctx.settings.clone();
+        let tenant = settings.config().headers.tenant.as_ref().and_then(value).unwrap_or_default();
         let content_type =
             headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
         ctx.facts = match ctx.endpoint {
             Endpoint::Prompt(form) => {
-                let facts = prompt::facts(form, &bytes, tenant, self.fleet.hashing());
+                let facts = prompt::facts(form, &bytes, tenant, &settings.live.hashing);
                 ctx.tenant = !tenant.is_empty();
-                self.align(form, bytes, tenant, facts).await
+                self.align(&settings.live, form, bytes, tenant, facts).await
             }
             _ if content_type.starts_with("multipart/form-data") => prompt::Facts {
                 model: multipart::model(content_type, bytes).await,
@@ -76,24 +80,31 @@ impl Proxy {
             _ => PromptKind::NoPrompt,
         };
         ctx.matched.1 = ctx.facts.prompts.iter().map(Vec::len).sum();
-        ctx.session = value(&self.config.headers.session).map(session_key).or(ctx.facts.user);
+        ctx.session = value(&settings.config().headers.session).map(session_key).or(ctx.facts.user);
     }
 
     /// Names the prompt by its tokens, where the model's tokenizer is at hand.
-    async fn align(&self, form: PromptForm, body: Bytes, tenant: &[u8], facts: Facts) -> Facts {
+    async fn align(
+        &self,
+        live: &Arc<Live>,
+        form: PromptForm,
+        body: Bytes,
+        tenant: &[u8],
+        facts: Facts,
+    ) -> Facts {
         let model = facts.model.as_deref().unwrap_or("");
-        let Some(aligned) = self.fleet.aligned_for(model) else { return facts };
+        let Some(aligned) = self.fleet.aligned_for(live, model) else { return facts };
         if aligned.is_mismatched() {
             events::aligned("mismatch");
             return facts;
         }
-        let fleet = self.fleet.clone();
+        let live = live.clone();
         let text = if body.len() > ALIGN_INLINE_MAX { facts.clone() } else { Facts::default() };
         let (large, tenant) = (body.len() > ALIGN_INLINE_MAX, tenant.to_vec());
         let align = move || {
             let began = clock::now();
             let mut facts = facts;
-            let outcome = aligned.align(form, &body, &tenant, fleet.hashing(), &mut facts);
+            let outcome = aligned.align(form, &body, &tenant, &live.hashing, &mut facts);
             events::aligned(outcome.as_ref().map_or_else(Unaligned::as_str, |()| "aligned"));
             let took = clock::now().saturating_duration_since(began);
             metrics::ALIGN_SECONDS.observe(took.as_secs_f64());
@@ -104,36 +115,6 @@ impl Proxy {
         }
         // Milliseconds: not where other requests wait for their turn.
         tokio::task::spawn_blocking(align).await.unwrap_or(text)
-    }
-
-    /// Asks for the usage of a stream whose client did not, where that is configured.
-    fn ask_for_usage(&self, ctx: &mut RequestContext) {
-        let streams = ctx.facts.stream && ctx.facts.readable;
-        let form =
-            matches!(ctx.endpoint, Endpoint::Prompt(PromptForm::Chat | PromptForm::Completion));
-        if !(self.config.include_usage && streams && form) {
-            return;
-        }
-        if let Some(held) = ctx.held.as_mut().filter(|held| held.whole)
-            && let Some(body) = include_usage::ask(&held.bytes)
-        {
-            held.bytes = body;
-            ctx.stream.strip = Some(include_usage::Strip::default());
-        }
-    }
-
-    fn choose_policy(&self, session: &Session, ctx: &mut RequestContext) -> Result<(), OwnError> {
-        let policies = &self.config.policies;
-        ctx.policy = *policies.of(ctx.facts.model.as_deref());
-        if !policies.override_allowed {
-            return Ok(());
-        }
-        if let Some(name) = session.req_header().headers.get(respond::POLICY) {
-            let named = name.to_str().ok().and_then(|name| Policy::from_str(name).ok());
-            ctx.policy.0 =
-                named.ok_or_else(|| OwnError::UnknownPolicy { known: Policy::NAMES.join(", ") })?;
-        }
-        Ok(())
     }
 
     /// Right after the start nobody has been checked yet: wait for a first verdict rather than
@@ -149,4 +130,34 @@ impl Proxy {
         });
         body::while_client_waits(session.as_downstream_mut(), known).await.map(|_| ())
     }
+}
+
+/// Asks for the usage of a stream whose client did not, where that is configured.
+fn ask_for_usage(ctx: &mut RequestContext) {
+    let streams = ctx.facts.stream && ctx.facts.readable;
+    let form = matches!(ctx.endpoint, Endpoint::Prompt(PromptForm::Chat | PromptForm::Completion));
+    if !(ctx.config().include_usage && streams && form) {
+        return;
+    }
+    if let Some(held) = ctx.held.as_mut().filter(|held| held.whole)
+        && let Some(body) = include_usage::ask(&held.bytes)
+    {
+        held.bytes = body;
+        ctx.stream.strip = Some(include_usage::Strip::default());
+    }
+}
+
+fn choose_policy(session: &Session, ctx: &mut RequestContext) -> Result<(), OwnError> {
+    let settings = ctx.settings.clone();
+    let policies = &settings.config().policies;
+    ctx.policy = *policies.of(ctx.facts.model.as_deref());
+    if !policies.override_allowed {
+        return Ok(());
+    }
+    if let Some(name) = session.req_header().headers.get(respond::POLICY) {
+        let named = name.to_str().ok().and_then(|name| Policy::from_str(name).ok());
+        ctx.policy.0 =
+            named.ok_or_else(|| OwnError::UnknownPolicy { known: Policy::NAMES.join(", ") })?;
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod body;
 mod buffered;
+mod certificates;
 mod context;
 mod finish;
 mod front;
@@ -9,6 +10,7 @@ mod intake;
 mod json_end;
 mod local;
 mod respond;
+mod settings;
 mod upstream;
 
 use std::{
@@ -35,14 +37,15 @@ use self::{
 };
 use crate::{
     clock,
-    config::{Config, ConfigError},
     drain::DrainState,
     fleet::{Fleet, PickError, PromptAsk},
     routing::Outcome,
     telemetry::events,
     wire::{endpoint::Endpoint, error_body::OwnError},
 };
+pub use certificates::{CertKey, Certificates, Presenter};
 pub use front::Front;
+pub use settings::{Settings, SharedSettings};
 pub use upstream::Peers;
 
 /// Bytes of a refused request's rest that are read and dropped before the connection is closed.
@@ -53,9 +56,8 @@ const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
 /// The proxy service's logic; clones share everything.
 #[derive(Clone)]
 pub struct Proxy {
-    config: Arc<Config>,
+    settings: SharedSettings,
     fleet: Arc<Fleet>,
-    peers: Peers,
     budget: Arc<Budget>,
     started: Instant,
     drain: Arc<DrainState>,
@@ -63,17 +65,8 @@ pub struct Proxy {
 
 impl Proxy {
     /// A proxy in front of `fleet`; `drain` tells when to let go of clients.
-    ///
-    /// # Errors
-    /// When a certificate authority file cannot be read.
-    pub fn new(
-        config: Arc<Config>,
-        fleet: Arc<Fleet>,
-        drain: Arc<DrainState>,
-    ) -> Result<Self, ConfigError> {
-        let peers = Peers::new(&config)?;
-        let budget = Budget::new(config.limits.buffered_bytes_max);
-        Ok(Self { config, fleet, peers, budget, started: clock::now(), drain })
+    pub fn new(settings: SharedSettings, fleet: Arc<Fleet>, drain: Arc<DrainState>) -> Self {
+        Self { settings, fleet, budget: Arc::default(), started: clock::now(), drain }
     }
 
     fn pick(&self, ctx: &mut RequestContext) -> Result<HttpPeer, OwnError> {
@@ -93,7 +86,8 @@ impl Proxy {
             tried: &ctx.tried,
             retry: ctx.tries > 0,
         };
-        let picked = self.fleet.pick(&ask, clock::now()).map_err(|error| match error {
+        let live = &ctx.settings.live;
+        let picked = self.fleet.pick(live, &ask, clock::now()).map_err(|error| match error {
             PickError::UnknownModel => {
                 local::unknown_model(&self.fleet, ctx.facts.model.as_deref().unwrap_or(""))
             }
@@ -104,7 +98,7 @@ impl Proxy {
                 .unwrap_or_else(|| OwnError::NoWorker { model: ctx.facts.model.clone() }),
             PickError::Saturated => OwnError::Saturated { model: ctx.facts.model.clone() },
         })?;
-        let peer = self.peers.of(picked.member.url());
+        let peer = ctx.settings.peers.of(picked.member.url());
         ctx.tries += 1;
         ctx.failure = None;
         ctx.replay.restart();
@@ -115,24 +109,24 @@ impl Proxy {
         Ok(peer)
     }
 
-    /// Ends the attempt; true when another one is allowed.
-    fn give_up(&self, ctx: &mut RequestContext, error: OwnError, cause: &'static str) -> bool {
-        if let Some(attempt) = &ctx.attempt {
-            ctx.tried.push(attempt.picked.member.id().clone());
-        }
-        ctx.end_attempt();
-        ctx.failure = Some(error);
-        let again = ctx.tries <= self.config.limits.retries_max;
-        if again {
-            events::retried(cause);
-        }
-        again
-    }
-
     /// A client connection is kept only while we are not draining.
     fn keeps_clients(&self) -> bool {
         !self.drain.is_draining()
     }
+}
+
+/// Ends the attempt; true when another one is allowed.
+fn give_up(ctx: &mut RequestContext, error: OwnError, cause: &'static str) -> bool {
+    if let Some(attempt) = &ctx.attempt {
+        ctx.tried.push(attempt.picked.member.id().clone());
+    }
+    ctx.end_attempt();
+    ctx.failure = Some(error);
+    let again = ctx.tries <= ctx.config().limits.retries_max;
+    if again {
+        events::retried(cause);
+    }
+    again
 }
 
 /// Whether the whole body was read.
@@ -153,7 +147,8 @@ impl ProxyHttp for Proxy {
     type CTX = RequestContext;
 
     fn new_ctx(&self) -> RequestContext {
-        RequestContext::new(self.config.policies.default, self.drain.enter(), clock::now())
+        let settings = self.settings.load_full();
+        RequestContext::new(settings, self.drain.enter(), clock::now())
     }
 
     /// None: Pingora's default adds a compression module we never want between us and a stream.
@@ -164,10 +159,10 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut RequestContext,
     ) -> PingoraResult<bool> {
-        session.as_downstream_mut().set_write_timeout(Some(self.config.timeouts.client_write));
+        session.as_downstream_mut().set_write_timeout(Some(ctx.config().timeouts.client_write));
         let header = session.req_header();
         ctx.endpoint = Endpoint::of(&header.method, header.uri.path());
-        if self.config.headers.trust_request_id
+        if ctx.config().headers.trust_request_id
             && let Some(id) = header.headers.get(respond::REQUEST_ID)
             && let Some(id) = id.to_str().ok().filter(|id| !id.is_empty() && id.len() <= 200)
         {
@@ -198,7 +193,7 @@ impl ProxyHttp for Proxy {
             self.wait_for_verdict(session).await?;
         } else {
             // Pingora reads the rest, within the same patience.
-            let silence = self.config.timeouts.body_silence;
+            let silence = ctx.config().timeouts.body_silence;
             session.as_downstream_mut().set_read_timeout(Some(silence));
         }
         Ok(false)
@@ -255,7 +250,7 @@ impl ProxyHttp for Proxy {
         end: bool,
         ctx: &mut RequestContext,
     ) -> PingoraResult<()> {
-        let bytes_max = self.config.limits.body_bytes_max;
+        let bytes_max = ctx.config().limits.body_bytes_max;
         ctx.replay
             .filter(ctx.held.as_ref(), piece, end, bytes_max)
             .map_err(|error| own(ctx, error).into_down())
@@ -270,9 +265,9 @@ impl ProxyHttp for Proxy {
     ) -> Box<Error> {
         ctx.record_outcome(&self.fleet, Outcome::Failure, clock::now());
         if let Some(attempt) = &ctx.attempt {
-            Fleet::take_back(&attempt.picked, &ctx.facts.prompts);
+            self.fleet.take_back(&attempt.picked, &ctx.facts.prompts);
         }
-        let again = self.give_up(ctx, OwnError::WorkerUnreachable, "connect");
+        let again = give_up(ctx, OwnError::WorkerUnreachable, "connect");
         error.set_retry(again);
         error
     }
@@ -302,7 +297,7 @@ impl ProxyHttp for Proxy {
             // Once a request: were it the request that kills the worker, it would go round.
             Loss::Stale if !ctx.stale_retried && ctx.replay.can_replay(ctx.held.as_ref()) => {
                 ctx.stale_retried = true;
-                let again = self.give_up(ctx, OwnError::WorkerFailed, "stale-connection");
+                let again = give_up(ctx, OwnError::WorkerFailed, "stale-connection");
                 if again && !self.others_left(ctx) {
                     // Its connection was stale, the worker is not: better it than nobody.
                     ctx.tried.clear();

@@ -23,6 +23,14 @@ pub struct Peers {
     timeouts: Timeouts,
     verify: bool,
     ca: Option<Arc<Box<[X509]>>>,
+    /// What `ca` was read from.
+    pem: Vec<u8>,
+}
+
+impl PartialEq for Peers {
+    fn eq(&self, other: &Self) -> bool {
+        (self.timeouts, self.verify, &self.pem) == (other.timeouts, other.verify, &other.pem)
+    }
 }
 
 impl Peers {
@@ -31,6 +39,7 @@ impl Peers {
     /// # Errors
     /// When the file has gone since the configuration was checked.
     pub fn new(config: &Config) -> Result<Self, ConfigError> {
+        let mut pem = Vec::new();
         let ca = match &config.upstream_tls.ca {
             None => None,
             Some(path) => {
@@ -38,12 +47,12 @@ impl Peers {
                     let value = format!("`{}`", path.display());
                     ConfigError::new("upstream_tls.ca", value, problem, "give a PEM file")
                 };
-                let pem = std::fs::read(path).map_err(|error| bad(error.to_string()))?;
+                pem = std::fs::read(path).map_err(|error| bad(error.to_string()))?;
                 let chain = X509::stack_from_pem(&pem).map_err(|error| bad(error.to_string()))?;
                 Some(Arc::new(chain.into_boxed_slice()))
             }
         };
-        Ok(Self { timeouts: config.timeouts, verify: config.upstream_tls.verify, ca })
+        Ok(Self { timeouts: config.timeouts, verify: config.upstream_tls.verify, ca, pem })
     }
 
     /// The peer of a worker.

@@ -1,35 +1,37 @@
 //! HTTP of the report listener.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use pingora::{apps::http_app::ServeHttp, protocols::http::ServerSession};
 use serde_json::json;
-use subtle::ConstantTimeEq;
 
-use super::queue::Queue;
+use super::{queue::Queue, tap::Tap};
 use crate::{
     config::ReportsConfig,
-    fleet::{ApplyError, Beaten, HeartbeatError},
+    fleet::{ApplyError, Beaten, Fleet, HeartbeatError},
     telemetry::events,
     wire::{
         report::{self, Batch, Heartbeat, Malformed},
         sync,
     },
-    wire_http::{BodyError, error_response, json_response, read_body},
+    wire_http::{BodyError, bears, error_response, json_response, read_body},
 };
 
 /// `POST /v1/heartbeat`, `POST /v1/events` and `POST /v1/sync`.
 pub struct ReportListener {
-    config: ReportsConfig,
+    fleet: Arc<Fleet>,
     queue: Queue,
+    tap: Arc<Tap>,
 }
 
 type Answer = Response<Vec<u8>>;
 
 impl ReportListener {
-    /// A listener that feeds `queue`.
-    pub fn new(config: ReportsConfig, queue: Queue) -> Self {
-        Self { config, queue }
+    /// A listener that feeds `queue` and tells `tap`; `fleet` knows the configuration in force.
+    pub fn new(fleet: Arc<Fleet>, queue: Queue, tap: Arc<Tap>) -> Self {
+        Self { fleet, queue, tap }
     }
 
     async fn answer(&self, session: &mut ServerSession) -> Answer {
@@ -43,17 +45,22 @@ impl ReportListener {
             let message = "reports are sent with POST";
             return error_response(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
         }
-        if !self.is_authorized(session) {
+        let live = self.fleet.live();
+        let Some(config) = &live.config.reports else {
+            let message = "reports are off since the last reload";
+            return error_response(StatusCode::SERVICE_UNAVAILABLE, "reports_off", message);
+        };
+        if !is_authorized(config, session) {
             events::reported("unauthorized");
             let message = "send `Authorization: Bearer` with the token of `reports.token`";
             return error_response(StatusCode::UNAUTHORIZED, "unauthorized", message);
         }
-        let body = match read_body(session, self.config.body_bytes_max).await {
+        let body = match read_body(session, config.body_bytes_max).await {
             Ok(body) => body,
             Err(BodyError::TooLarge) => {
                 events::reported("too_large");
                 session.set_keepalive(None);
-                let message = format!("a report has at most {} bytes", self.config.body_bytes_max);
+                let message = format!("a report has at most {} bytes", config.body_bytes_max);
                 return error_response(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", &message);
             }
             Err(BodyError::Lost) => {
@@ -63,23 +70,15 @@ impl ReportListener {
                 return error_response(StatusCode::REQUEST_TIMEOUT, "body_timeout", message);
             }
         };
-        match &*path {
+        let answer = match &*path {
             "/v1/heartbeat" => self.heartbeat(&body).await,
             "/v1/events" => self.events(&body).await,
             _ => self.sync(&body).await,
+        };
+        if answer.status().is_success() {
+            self.tap.tell(&path, &body);
         }
-    }
-
-    fn is_authorized(&self, session: &ServerSession) -> bool {
-        let Some(token) = &self.config.token else { return true };
-        let given = session.req_header().headers.get(header::AUTHORIZATION);
-        let given = given.map(HeaderValue::as_bytes).and_then(|value| {
-            // The scheme's case does not matter (RFC 9110, 11.1).
-            let (scheme, given) = value.split_at_checked(7)?;
-            scheme.eq_ignore_ascii_case(b"bearer ").then_some(given)
-        });
-        // Compares in the same time wherever two tokens of a length differ.
-        given.is_some_and(|given| given.ct_eq(token.as_bytes()).into())
+        answer
     }
 
     async fn heartbeat(&self, body: &[u8]) -> Answer {
@@ -99,6 +98,10 @@ impl ReportListener {
             Ok(Err(error @ HeartbeatError::JoinOff(_))) => {
                 events::reported("unknown_worker");
                 error_response(StatusCode::NOT_FOUND, "unknown_worker", &error.to_string())
+            }
+            Ok(Err(error @ HeartbeatError::Removed(_))) => {
+                events::reported("removed");
+                error_response(StatusCode::CONFLICT, "removed", &error.to_string())
             }
             Ok(Err(error @ HeartbeatError::Full(_))) => {
                 events::reported("fleet_full");
@@ -140,6 +143,10 @@ impl ReportListener {
             Ok(Err(error)) => refuse_report(&error),
         }
     }
+}
+
+fn is_authorized(config: &ReportsConfig, session: &ServerSession) -> bool {
+    config.token.as_ref().is_none_or(|token| bears(session.req_header(), token))
 }
 
 fn refuse_report(error: &ApplyError) -> Answer {

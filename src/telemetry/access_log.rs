@@ -7,7 +7,10 @@
 
 use std::{
     io::Write,
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -77,21 +80,29 @@ struct Sink {
 }
 
 static SINK: OnceLock<Sink> = OnceLock::new();
+/// Whether lines are wanted.
+static ON: AtomicBool = AtomicBool::new(false);
 
-/// Starts the access log.
+/// Starts the access log, or takes it up again.
 ///
 /// # Errors
 /// When its thread cannot be started.
 pub fn start(json: bool) -> std::io::Result<()> {
+    ON.store(true, Relaxed);
     if SINK.set(Sink { json, ..Sink::default() }).is_err() {
         return Ok(());
     }
     std::thread::Builder::new().name("access-log".to_owned()).spawn(write_out).map(drop)
 }
 
-/// Whether anybody listens.
+/// Writes no more lines, but for those that wait.
+pub fn stop() {
+    ON.store(false, Relaxed);
+}
+
+/// Whether lines are wanted.
 pub fn is_on() -> bool {
-    SINK.get().is_some()
+    ON.load(Relaxed)
 }
 
 /// Writes what waits, before the process ends.

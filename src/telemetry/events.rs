@@ -56,10 +56,10 @@ pub fn answered(
     metrics::REQUEST_SECONDS.with_label_values(&[endpoint]).observe(took.as_secs_f64());
 }
 
-/// A breaker changed its state.
-pub fn breaker_moved(worker: &str, transition: &Transition) {
+/// A breaker changed its state; `series` are its worker's.
+pub fn breaker_moved(worker: &str, series: &metrics::WorkerMetrics, transition: &Transition) {
     let to = state_name(transition.to);
-    metrics::BREAKER_TRANSITIONS.with_label_values(&[worker, to]).inc();
+    series.breaker_moved(to);
     let cause = format!("{:?}", transition.cause);
     if transition.to == BreakerState::Open {
         tracing::warn!(worker, cause, "worker ejected by its breaker");
@@ -86,13 +86,43 @@ pub fn health_changed(worker: &str, healthy: bool, why: &str) {
     }
 }
 
-/// A worker joined or left by its lease.
-pub fn membership_changed(worker: &str, url: &str, joined: bool) {
-    if joined {
-        tracing::info!(worker, url, "worker joined by heartbeat");
+/// A worker is in the fleet from now on.
+pub fn joined(worker: &str, url: &str, origin: &str) {
+    tracing::info!(worker, url, origin, "worker joined");
+}
+
+/// A worker is no longer in the fleet; its requests finish.
+pub fn left(worker: &str, url: &str, origin: &str, why: &str) {
+    tracing::warn!(worker, url, origin, why, "worker left");
+}
+
+/// A worker that stays in the fleet has other settings.
+pub fn settings_changed(worker: &str, origin: &str) {
+    tracing::info!(worker, origin, "settings of worker changed");
+}
+
+/// A worker does not join, as another origin's has its id or its address.
+pub fn not_admitted(worker: &str, url: &str, origin: &str, taken_by: &str) {
+    tracing::warn!(worker, url, origin, taken_by, "worker skipped: its id or address is taken");
+}
+
+/// A worker gets no new requests, or gets them again.
+pub fn drained(worker: &str, drained: bool) {
+    if drained {
+        tracing::info!(worker, "worker drained: it gets no new requests");
     } else {
-        tracing::warn!(worker, url, "worker left: its lease lapsed");
+        tracing::info!(worker, "worker undrained");
     }
+}
+
+/// A removed worker may come back.
+pub fn removal_lifted(worker: &str, why: &str) {
+    tracing::info!(worker, why, "removed worker may join again");
+}
+
+/// A worker gets less than its weight for a while.
+pub fn starts_slowly(worker: &str, over: Duration) {
+    tracing::debug!(worker, over_s = over.as_secs(), "worker starts slowly");
 }
 
 /// The models of a worker are known, or others than before.
@@ -176,5 +206,46 @@ pub fn parity(worker: &str, model: &str, same: Option<bool>, why: &str) {
             "the worker tokenizes otherwise: check models.NAME.tokenizer; text mode until it agrees"
         ),
         None => tracing::warn!(worker, model, why, "parity with the worker cannot be checked"),
+    }
+}
+
+/// The broker of the routers is connected now, or is lost.
+pub fn peers_connected(connected: bool, subject: &str) {
+    metrics::PEERS_CONNECTED.set(i64::from(connected));
+    if connected {
+        tracing::info!(subject, "broker of the routers is connected");
+    } else {
+        tracing::warn!(subject, "broker of the routers is lost: this router goes on alone");
+    }
+}
+
+/// An attempt to reach the broker failed. Told once as long as it fails in one way, which is kept in
+/// `before`.
+pub fn peers_unreachable(why: &str, before: &mut String) {
+    if before != why {
+        why.clone_into(before);
+        tracing::warn!(why, "broker of the routers cannot be reached: tried again and again");
+    }
+}
+
+/// Another router is heard that was not.
+pub fn peer_heard(name: &str) {
+    tracing::info!(peer = name, "another router is heard");
+}
+
+/// Another router is heard no more.
+pub fn peer_silent(name: &str) {
+    tracing::warn!(peer = name, "another router has fallen silent");
+}
+
+/// A message on the routers' subject is not taken; `first` of its kind.
+pub fn peer_refused(reason: &'static str, first: bool, detail: &str) {
+    metrics::PEERS_REFUSED.with_label_values(&[reason]).inc();
+    if first {
+        tracing::warn!(
+            reason,
+            detail,
+            "a message on the routers' subject is not taken, nor will others like it be"
+        );
     }
 }

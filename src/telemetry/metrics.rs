@@ -4,12 +4,17 @@
 
 use std::sync::LazyLock;
 
-use crate::routing::Reason;
 use prometheus::{
-    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, histogram_opts,
-    register_histogram, register_histogram_vec, register_int_counter, register_int_counter_vec,
-    register_int_gauge, register_int_gauge_vec,
+    GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    histogram_opts, register_gauge_vec, register_histogram, register_histogram_vec,
+    register_int_counter, register_int_counter_vec, register_int_gauge, register_int_gauge_vec,
 };
+
+pub use super::worker_metrics::{
+    BREAKER_STATES, HOLDING_KINDS, RESYNC_WAYS, STATUS_CLASSES, WorkerMetrics, forget_worker,
+    status_class,
+};
+use crate::routing::Reason;
 
 /// Seconds from a cached first token to a cold prefill of a minute and more.
 const LATENCY_BUCKETS: [f64; 18] = [
@@ -50,6 +55,16 @@ macro_rules! metrics {
             }
             for outcome in ALIGN_OUTCOMES {
                 let _ = ALIGNED.with_label_values(&[outcome]);
+            }
+            for direction in ["in", "out"] {
+                let _ = PEERS_MESSAGES.with_label_values(&[direction]);
+                let _ = PEERS_BYTES.with_label_values(&[direction]);
+            }
+            for reason in PEERS_DROP_REASONS {
+                let _ = PEERS_DROPPED.with_label_values(&[reason]);
+            }
+            for reason in PEERS_REFUSALS {
+                let _ = PEERS_REFUSED.with_label_values(&[reason]);
             }
             for cause in ["connect", "stale-connection"] {
                 let _ = RETRIES.with_label_values(&[cause]);
@@ -222,8 +237,48 @@ metrics! {
     /// Health.
     WORKER_HEALTHY: IntGaugeVec = register_int_gauge_vec!(
         "warmroute_worker_healthy", "1 while a worker passes its health checks", &["worker"]);
+    /// Drained.
+    WORKER_DRAINED: IntGaugeVec = register_int_gauge_vec!(
+        "warmroute_worker_drained", "1 while a worker is drained: it gets no new request",
+        &["worker"]);
+    /// Weight, slow start included.
+    WORKER_WEIGHT: GaugeVec = register_gauge_vec!(
+        "warmroute_worker_weight", "Weight of a worker, lessened while it starts slowly",
+        &["worker"]);
     /// Fleet size.
     WORKERS: IntGauge = register_int_gauge!("warmroute_workers", "Workers in the fleet");
+    /// Connection to the broker.
+    PEERS_CONNECTED: IntGauge = register_int_gauge!(
+        "warmroute_peers_connected", "1 while the broker of the routers is connected");
+    /// Other routers.
+    PEERS_KNOWN: IntGauge = register_int_gauge!(
+        "warmroute_peers_known", "Other routers heard within three seconds");
+    /// Messages between routers.
+    PEERS_MESSAGES: IntCounterVec = register_int_counter_vec!(
+        "warmroute_peers_messages_total", "Messages to and from other routers", &["direction"]);
+    /// Their size.
+    PEERS_BYTES: IntCounterVec = register_int_counter_vec!(
+        "warmroute_peers_bytes_total", "Bytes of messages to and from other routers",
+        &["direction"]);
+    /// What was not shared.
+    PEERS_DROPPED: IntCounterVec = register_int_counter_vec!(
+        "warmroute_peers_dropped_total", "Things not told to or not taken from other routers",
+        &["reason"]);
+    /// Messages not believed.
+    PEERS_REFUSED: IntCounterVec = register_int_counter_vec!(
+        "warmroute_peers_refused_total", "Messages on the routers' subject that were not taken",
+        &["reason"]);
+    /// Discovery.
+    DISCOVERY_LOOKUPS: IntCounterVec = register_int_counter_vec!(
+        "warmroute_discovery_lookups_total", "Looks at a source of workers by how they ended",
+        &["source", "result"]);
+    /// Discovered workers.
+    DISCOVERY_WORKERS: IntGaugeVec = register_int_gauge_vec!(
+        "warmroute_discovery_workers", "Workers a source names", &["source"]);
+    /// Age of what is discovered.
+    DISCOVERY_AGE_SECONDS: IntGaugeVec = register_int_gauge_vec!(
+        "warmroute_discovery_age_seconds",
+        "Time since a source's last answer that was believed; -1 = there was none", &["source"]);
     /// Retries.
     RETRIES: IntCounterVec = register_int_counter_vec!(
         "warmroute_retries_total", "Further attempts of a request", &["cause"]);
@@ -238,39 +293,6 @@ metrics! {
         "warmroute_build_info", "Always 1; the version is in the label", &["version"]);
 }
 
-/// One worker's series, looked up once.
-#[derive(Debug)]
-#[expect(missing_docs, reason = "each is described where it is registered")]
-pub struct WorkerMetrics {
-    pub matched_blocks: IntCounter,
-    pub prompt_blocks: IntCounter,
-    pub ttft: Histogram,
-    pub inter_token: Histogram,
-    pub inflight: IntGauge,
-    pub queued_tokens: IntGauge,
-    pub decodes: IntGauge,
-    pub evictions: IntCounter,
-    pub stores: IntCounter,
-    pub stores_rejected: IntCounter,
-    pub gaps: IntCounter,
-    pub replayed: IntCounter,
-    pub kv_batches: IntCounter,
-    pub kv_refused: IntCounter,
-    pub trust: IntGauge,
-    pub drops: IntCounter,
-    pub predicted_tokens: IntCounter,
-    pub actual_tokens: IntCounter,
-    pub stale_tokens: IntCounter,
-    pub missed_tokens: IntCounter,
-    pub report_lag: Histogram,
-    pub breaker_state: IntGauge,
-    pub healthy: IntGauge,
-    /// By place in `RESYNC_WAYS`.
-    pub resyncs: [IntCounter; 3],
-    /// By place in `STATUS_CLASSES`.
-    pub responses: [IntCounter; 6],
-}
-
 /// How predictions did.
 pub const FEEDBACK_OUTCOMES: [&str; 4] = ["right", "stale", "missed", "absent"];
 
@@ -278,125 +300,15 @@ pub const FEEDBACK_OUTCOMES: [&str; 4] = ["right", "stale", "missed", "absent"];
 pub const ALIGN_OUTCOMES: [&str; 8] =
     ["aligned", "mismatch", "media", "no_template", "template", "shape", "too_long", "tokenizer"];
 
-/// Values of the label `how` of a sync.
-pub const RESYNC_WAYS: [&str; 3] = ["digest", "buckets", "snapshot"];
+/// Why something was not shared with other routers.
+pub const PEERS_DROP_REASONS: [&str; 5] =
+    ["outbox_full", "disconnected", "not_sent", "inbox_full", "unknown_worker"];
 
-/// Values of the label `kind` of blocks held.
-pub const HOLDING_KINDS: [&str; 4] = ["gpu", "cpu", "storage", "presumed"];
-
-impl WorkerMetrics {
-    /// The series of the worker with this id.
-    pub fn of(worker: &str) -> Self {
-        let label = &[worker];
-        Self {
-            matched_blocks: MATCHED_BLOCKS.with_label_values(label),
-            prompt_blocks: PROMPT_BLOCKS.with_label_values(label),
-            ttft: TTFT_SECONDS.with_label_values(label),
-            inter_token: INTER_TOKEN_SECONDS.with_label_values(label),
-            inflight: INFLIGHT.with_label_values(label),
-            queued_tokens: QUEUED_TOKENS.with_label_values(label),
-            decodes: DECODES.with_label_values(label),
-            evictions: EVICTIONS_APPLIED.with_label_values(label),
-            stores: STORES_APPLIED.with_label_values(label),
-            stores_rejected: STORES_REJECTED.with_label_values(label),
-            gaps: REPORT_GAPS.with_label_values(label),
-            replayed: REPORTS_REPLAYED.with_label_values(label),
-            kv_batches: KV_BATCHES.with_label_values(label),
-            kv_refused: KV_REFUSED.with_label_values(label),
-            trust: TRUST_STATE.with_label_values(label),
-            drops: HOLDINGS_DROPPED.with_label_values(label),
-            predicted_tokens: PREDICTED_TOKENS.with_label_values(label),
-            actual_tokens: ACTUAL_TOKENS.with_label_values(label),
-            stale_tokens: STALE_TOKENS.with_label_values(label),
-            missed_tokens: MISSED_TOKENS.with_label_values(label),
-            report_lag: REPORT_LAG_SECONDS.with_label_values(label),
-            breaker_state: BREAKER_STATE.with_label_values(label),
-            healthy: WORKER_HEALTHY.with_label_values(label),
-            resyncs: RESYNC_WAYS.map(|how| RESYNCS.with_label_values(&[worker, how])),
-            responses: STATUS_CLASSES.map(|class| RESPONSES.with_label_values(&[worker, class])),
-        }
-    }
-
-    /// Counts a sync that ended with a step of this kind.
-    pub fn resync(&self, how: &str) {
-        if let Some(at) = RESYNC_WAYS.iter().position(|way| *way == how) {
-            self.resyncs[at].inc();
-        }
-    }
-}
-
-/// Forgets the series of a worker that has left, so that churn does not grow the page for ever.
-/// The counters `warmroute_responses_total` and `_transitions_total` go with it.
-pub fn forget_worker(worker: &str) {
-    let label = &[worker];
-    let counters: [&IntCounterVec; 16] = [
-        &MATCHED_BLOCKS,
-        &PROMPT_BLOCKS,
-        &EVICTIONS_APPLIED,
-        &STORES_APPLIED,
-        &STORES_REJECTED,
-        &INDEX_INSERTED,
-        &INDEX_TRIMMED,
-        &REPORT_GAPS,
-        &REPORTS_REPLAYED,
-        &KV_BATCHES,
-        &KV_REFUSED,
-        &HOLDINGS_DROPPED,
-        &PREDICTED_TOKENS,
-        &ACTUAL_TOKENS,
-        &STALE_TOKENS,
-        &MISSED_TOKENS,
-    ];
-    let gauges: [&IntGaugeVec; 11] = [
-        &INFLIGHT,
-        &QUEUED_TOKENS,
-        &DECODES,
-        &INDEX_BYTES,
-        &INDEX_BLOCKS,
-        &BREAKER_STATE,
-        &WORKER_HEALTHY,
-        &REPORT_AGE_SECONDS,
-        &TRUST_STATE,
-        &CACHE_BUDGET_BLOCKS,
-        &PARITY_STATE,
-    ];
-    for vec in counters {
-        let _ = vec.remove_label_values(label);
-    }
-    for vec in gauges {
-        let _ = vec.remove_label_values(label);
-    }
-    for vec in [&TTFT_SECONDS, &INTER_TOKEN_SECONDS, &REPORT_LAG_SECONDS] {
-        let _ = vec.remove_label_values(label);
-    }
-    for how in RESYNC_WAYS {
-        let _ = RESYNCS.remove_label_values(&[worker, how]);
-    }
-    for kind in HOLDING_KINDS {
-        let _ = HOLDINGS_BLOCKS.remove_label_values(&[worker, kind]);
-    }
-    for class in STATUS_CLASSES {
-        let _ = RESPONSES.remove_label_values(&[worker, class]);
-    }
-    for to in ["closed", "half-open", "open"] {
-        let _ = BREAKER_TRANSITIONS.remove_label_values(&[worker, to]);
-    }
-}
-
-/// Values of the label `class`.
-pub const STATUS_CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "gone"];
-
-/// Place in `STATUS_CLASSES` of a status; 499 stands for a client that left before it got one.
-pub fn status_class(status: u16) -> usize {
-    match status {
-        100..=199 => 0,
-        200..=299 => 1,
-        300..=399 => 2,
-        400..=498 => 3,
-        499 => 5,
-        _ => 4,
-    }
-}
+/// Why messages of other routers were not taken.
+pub const PEERS_REFUSALS: [&str; 7] =
+    ["garbage", "version", "configuration", "forged", "stale", "repeated", "full"];
+/// Values of the label `result` of discovery.
+pub const DISCOVERY_RESULTS: [&str; 4] = ["answered", "empty", "failed", "malformed"];
 
 /// Answers that no worker gave.
 pub static OWN_RESPONSES: LazyLock<[IntCounter; 6]> =
@@ -413,16 +325,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_register_and_a_worker_that_left_is_forgotten() {
+    fn all_register() {
         register_all();
-        let metrics = WorkerMetrics::of("test-left");
-        metrics.inflight.inc();
-        RESPONSES.with_label_values(&["test-left", "2xx"]).inc();
-        forget_worker("test-left");
-        let text = prometheus::TextEncoder::new()
-            .encode_to_string(&prometheus::gather())
-            .expect("encodes");
-        assert!(!text.contains("test-left"));
-        assert!(text.contains("warmroute_retries_total") || text.contains("warmroute_workers"));
+        let families = prometheus::gather();
+        let text = prometheus::TextEncoder::new().encode_to_string(&families).expect("encodes");
+        assert!(text.contains("warmroute_retries_total") && text.contains("warmroute_workers"));
     }
 }

@@ -36,12 +36,18 @@ struct Id {
 /// When the body is not JSON with a list `data`.
 pub fn parse(body: &[u8]) -> Result<Vec<ModelEntry>, serde_json::Error> {
     let list: List<'_> = serde_json::from_slice(body)?;
-    let entry = |raw: &RawValue| {
-        let Id { id, parent } = serde_json::from_str(raw.get()).ok()?;
-        let parent = parent.as_str().map(str::to_owned);
-        Some(ModelEntry { id, parent, json: raw.to_owned() })
-    };
-    Ok(list.data.into_iter().take(MODELS_MAX).filter_map(entry).collect())
+    Ok(list.data.into_iter().take(MODELS_MAX).filter_map(entry_of).collect())
+}
+
+fn entry_of(raw: &RawValue) -> Option<ModelEntry> {
+    let Id { id, parent } = serde_json::from_str(raw.get()).ok()?;
+    let parent = parent.as_str().map(str::to_owned);
+    Some(ModelEntry { id, parent, json: raw.to_owned() })
+}
+
+/// The entry in a worker's own JSON for one model, as kept from before.
+pub fn entry(json: &str) -> Option<ModelEntry> {
+    entry_of(serde_json::from_str(json).ok()?)
 }
 
 /// The entry of a model that a worker declares in the configuration only.

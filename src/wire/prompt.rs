@@ -25,6 +25,9 @@ pub const PROMPTS_MAX: usize = 32;
 /// Tokens a block, where prompts are token ids: vLLM's default, and a divisor of all it is usually
 /// set to, so that an engine block is whole blocks of ours.
 pub const TOKENS_A_BLOCK: usize = 16;
+/// Counts up whenever the canonical text of a prompt, its root or its cutting changes: what was known
+/// of caches before does not match then.
+const SCHEME: u32 = 1;
 
 /// Bytes of such a block.
 pub const TOKEN_BLOCK_BYTES: NonZeroUsize =
@@ -45,6 +48,15 @@ impl Hashing {
     /// The name a model's caches are filed under.
     pub fn canonical<'a>(&'a self, model: &'a str) -> &'a str {
         self.aliases.get(model).map_or(model, String::as_str)
+    }
+
+    /// Tells apart all ways of naming blocks but for the key: two processes of one fingerprint and
+    /// one secret give a prompt the same blocks.
+    pub fn fingerprint(&self) -> String {
+        let mut aliases: Vec<_> = self.aliases.iter().collect();
+        aliases.sort();
+        let text = format!("{SCHEME} {} {TOKENS_A_BLOCK} {aliases:?}", self.block_bytes);
+        format!("{:016x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
     }
 
     /// The root of prompts of token ids. Engines serve an adapter as a model of its own name, so

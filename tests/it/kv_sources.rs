@@ -10,13 +10,14 @@ use std::{
 use async_trait::async_trait;
 use tokio::{
     net::TcpListener,
-    sync::oneshot,
+    sync::{oneshot, watch},
     task::JoinHandle,
     time::{sleep, timeout},
 };
 use warmroute::{
     kv_events::{
-        Attach, Endpoint, KvEventService, Mode, Place, Settings, Sink, SourceKey, Worker, Workers,
+        Attach, Endpoint, KvEventService, Mode, Place, Position, Print, Resume, Settings, Sink,
+        SourceKey, Worker, Workers,
     },
     wire::{
         event::{BlockId, Event},
@@ -41,6 +42,9 @@ enum Said {
 
 #[derive(Default)]
 struct Log {
+    /// Where the source goes on, and what it waits for.
+    resume: Option<Resume>,
+    gate: Option<watch::Receiver<bool>>,
     said: Mutex<Vec<Said>>,
     copies: Mutex<HashMap<BlockId, i64>>,
 }
@@ -83,8 +87,16 @@ impl Log {
 }
 
 impl Sink for Log {
-    fn batch(&self, _: &SourceKey, seq: u64, batch: DecodedBatch) {
-        self.say(Said::Batch(seq, batch.ts));
+    async fn admitted(&self, _: &SourceKey) {
+        if let Some(mut gate) = self.gate.clone() {
+            gate.wait_for(|open| *open).await.expect("opens");
+        }
+    }
+    fn resume(&self, _: &SourceKey) -> Option<Resume> {
+        self.resume
+    }
+    fn batch(&self, _: &SourceKey, position: Position, batch: DecodedBatch) {
+        self.say(Said::Batch(position.next - 1, batch.ts));
         let mut copies = self.copies.lock().expect("no panic");
         for event in batch.events {
             match event {
@@ -170,10 +182,19 @@ fn settings() -> Settings {
 }
 
 fn run(mode: Mode, answer: Option<String>, settings: Settings) -> Running {
-    let worker =
-        Worker { id: "w".into(), host: "127.0.0.1".into(), mode: Arc::new(mode), flaps: 0 };
+    run_with(Log::default(), mode, answer, settings)
+}
+
+fn run_with(log: Log, mode: Mode, answer: Option<String>, settings: Settings) -> Running {
+    let worker = Worker {
+        id: "w".into(),
+        host: "127.0.0.1".into(),
+        mode: Arc::new(mode),
+        life: 0,
+        flaps: 0,
+    };
     let fleet = Arc::new(Fleet { workers: Mutex::new(vec![worker]), answer: Mutex::new(answer) });
-    let log = Arc::new(Log::default());
+    let log = Arc::new(log);
     let (stop, stopped) = oneshot::channel();
     let service = KvEventService::new(fleet.clone(), log.clone(), settings);
     let service = tokio::spawn(async move {
@@ -573,4 +594,90 @@ async fn a_worker_that_left_is_let_go() {
         }
     };
     timeout(Duration::from_secs(20), gone).await.expect("nothing more is said");
+}
+
+/// Where a source stands that has batches up to `ts`, which was number `ts - 1`.
+fn stands_after(ts: u8, unbroken: bool) -> Resume {
+    let last = Some(Print::of(&batch(ts)));
+    let position = Position { next: u64::from(ts), last, complete: true };
+    Resume { position, unbroken }
+}
+
+#[tokio::test]
+async fn what_came_while_state_was_handed_over_is_taken_once() {
+    for replay in [false, true] {
+        let engine = ZmqEngine::start().await;
+        engine.publish(&batch(1));
+        let (open, gate) = watch::channel(false);
+        let log = Log { resume: Some(stands_after(3, true)), gate: Some(gate), ..Log::default() };
+        let places = vec![place(&engine, replay)];
+        let running = run_with(log, Mode::Explicit(places), None, settings());
+        engine.subscribed().await;
+        // The predecessor took 2 and 3 while we waited; 4 is ours.
+        for ts in 2..5 {
+            engine.publish(&batch(ts));
+        }
+        assert!(running.log.batches().is_empty());
+        open.send_replace(true);
+        engine.publish(&batch(5));
+        running.log.until_batch(4, 5.0).await;
+        assert_eq!(running.log.batches(), [3, 4], "replay {replay}");
+        assert!(running.log.has(&Said::Connected(true)));
+        let broken = |said: &Said| matches!(said, Said::Gap(..) | Said::Restarted);
+        assert!(!running.log.said().iter().any(broken), "{:?}", running.log.said());
+    }
+}
+
+#[tokio::test]
+async fn after_a_time_unseen_the_next_batch_proves_the_engine() {
+    let engine = ZmqEngine::start().await;
+    for ts in 1..4 {
+        engine.publish(&batch(ts));
+    }
+    let log = Log { resume: Some(stands_after(3, false)), ..Log::default() };
+    let places = vec![place(&engine, false)];
+    let running = run_with(log, Mode::Explicit(places), None, settings());
+    running.log.until_said(Said::Connected(false)).await;
+    engine.subscribed().await;
+    assert!(!running.log.has(&Said::Connected(true)), "nothing is proven yet");
+    engine.publish(&batch(4));
+    running.log.until_batch(3, 4.0).await;
+    assert!(running.log.has(&Said::Connected(true)));
+    assert!(!running.log.has(&Said::Restarted));
+}
+
+#[tokio::test]
+async fn after_a_time_unseen_any_other_batch_means_another_engine() {
+    // Numbers that begin again, and numbers that have gone on while nobody looked.
+    for before in [0_u8, 7] {
+        let engine = ZmqEngine::start().await;
+        for ts in 0..before {
+            engine.publish(&batch(ts));
+        }
+        let log = Log { resume: Some(stands_after(3, false)), ..Log::default() };
+        let places = vec![place(&engine, false)];
+        let running = run_with(log, Mode::Explicit(places), None, settings());
+        running.log.until_said(Said::Connected(false)).await;
+        engine.subscribed().await;
+        engine.publish(&batch(9));
+        running.log.until_batch(u64::from(before), 9.0).await;
+        assert!(running.log.has(&Said::Restarted), "{:?}", running.log.said());
+    }
+}
+
+#[tokio::test]
+async fn after_a_time_unseen_a_replay_tells_whether_it_is_the_same_engine() {
+    for same in [true, false] {
+        let engine = ZmqEngine::start().await;
+        for ts in 1..6 {
+            engine.publish(&batch(if same { ts } else { ts + 100 }));
+        }
+        let log = Log { resume: Some(stands_after(3, false)), ..Log::default() };
+        let places = vec![place(&engine, true)];
+        let running = run_with(log, Mode::Explicit(places), None, settings());
+        running.log.until_said(Said::Connected(true)).await;
+        let missed: &[u64] = if same { &[3, 4] } else { &[0, 1, 2, 3, 4] };
+        assert_eq!(running.log.batches(), missed);
+        assert_eq!(running.log.has(&Said::Restarted), !same);
+    }
 }

@@ -5,12 +5,15 @@
 mod support;
 
 mod accounting;
+mod admin;
 mod aligned;
 mod bodies;
 mod breaker;
+mod cli_workers;
 mod config;
 #[cfg(feature = "demo")]
 mod demo;
+mod discovery;
 mod drain;
 mod errors;
 mod feedback;
@@ -21,16 +24,22 @@ mod joins;
 mod kv_events;
 mod kv_sources;
 mod limits;
+mod membership;
 mod metrics;
 mod models;
 #[cfg(feature = "demo")]
 mod openai_python;
+mod peers;
 mod policies;
+mod reload;
 mod reports;
 mod retries;
 mod streams;
 mod sync;
+mod systemd;
 #[cfg(feature = "demo")]
 mod text_mode;
 mod tls;
 mod trust;
+mod under_load;
+mod upgrade;

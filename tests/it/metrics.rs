@@ -32,7 +32,7 @@ const REASONS: [&str; 20] = [
     "no-model",
 ];
 const REFUSALS: [&str; 2] = ["rejected", "worker-failed"];
-const OUTCOMES: [&str; 12] = [
+const OUTCOMES: [&str; 13] = [
     "applied",
     "heartbeat",
     "repeat",
@@ -41,6 +41,7 @@ const OUTCOMES: [&str; 12] = [
     "unsupported",
     "unauthorized",
     "unknown_worker",
+    "removed",
     "fleet_full",
     "queue_full",
     "too_large",
@@ -191,6 +192,7 @@ async fn busy() -> Lb {
         .config(&aligned_model("m"))
         .config("reports: {}\npolicy_override: true\nindex: {block_bytes: 16, bytes_max: 65536}")
         .config("breaker: {failures_in_row_max: 2, cool_down_first_ms: 50}")
+        .config("discovery: {file: /no/such/file}")
         .start()
         .await;
     for policy in [
@@ -292,6 +294,9 @@ async fn every_documented_metric_is_on_the_page_and_the_page_is_valid() {
     );
     assert_closed("warmroute_responses_total", "worker", &["w0", "w1", "w2", "w3", "none"]);
     assert_closed("warmroute_breaker_transitions_total", "to", &["closed", "half-open", "open"]);
+    assert_closed("warmroute_discovery_lookups_total", "source", &["file"]);
+    let results = ["answered", "empty", "failed", "malformed"];
+    assert_closed("warmroute_discovery_lookups_total", "result", &results);
     assert_closed("warmroute_retries_total", "cause", &["connect", "stale-connection"]);
     let endpoints = ["chat", "completions", "responses", "messages", "models", "health", "other"];
     assert_closed("warmroute_request_seconds", "endpoint", &endpoints);
@@ -343,6 +348,9 @@ async fn a_fresh_router_shows_zeros_rather_than_gaps() {
         "warmroute_reports_total",
         "warmroute_breaker_transitions_total",
         "warmroute_parity_state",
+        "warmroute_discovery_lookups_total",
+        "warmroute_discovery_workers",
+        "warmroute_discovery_age_seconds",
     ];
     for (name, labels) in documented() {
         let there = families.get(&name).is_some_and(|family| !family.samples.is_empty());

@@ -109,12 +109,13 @@ impl Engine {
         listener.set_nonblocking(true)?;
         let url = format!("http://{}", listener.local_addr()?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let journal = options.reports.is_some().then(|| {
-            // Twice the cache, so that a statement of everything always fits.
-            Journal::new(options.block_bytes(), 2 * options.kv_blocks + 1024)
-        });
+        let routers = options.reports.as_ref().map_or(0, |report_to| 1 + report_to.also.len());
+        // Twice the cache, so that a statement of everything always fits.
+        let blocks_max = 2 * options.kv_blocks + 1024;
+        let journal = |_| Journal::new(options.block_bytes(), blocks_max);
+        let journals = (0..routers).map(journal).collect();
         let shared = Arc::new(Shared {
-            desk: Mutex::new(Desk::new(Batch::new(&options, journal))),
+            desk: Mutex::new(Desk::new(Batch::new(&options, journals))),
             wake: Notify::new(),
             paused: AtomicBool::new(false),
             healthy: AtomicBool::new(true),

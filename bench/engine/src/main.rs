@@ -28,9 +28,9 @@ struct Flags {
     /// Divides all times
     #[arg(long, default_value_t = 1.0)]
     speed: f64,
-    /// Report listener of a router, such as http://127.0.0.1:9000
-    #[arg(long)]
-    report_to: Option<String>,
+    /// Report listeners of routers, such as http://127.0.0.1:9000
+    #[arg(long, value_delimiter = ',')]
+    report_to: Vec<String>,
     /// This worker's id in the router
     #[arg(long, default_value = "sim0")]
     worker_id: String,
@@ -48,7 +48,9 @@ struct Flags {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let flags = Flags::parse();
-    let reports = flags.report_to.map(|url| ReportTo {
+    let mut routers = flags.report_to.into_iter();
+    let reports = routers.next().map(|url| ReportTo {
+        also: routers.collect(),
         token: flags.report_token,
         join: flags.join,
         sync: !flags.no_sync,

@@ -83,11 +83,13 @@ impl EngineOptions {
     }
 }
 
-/// A router's report listener, and the name this engine has there.
+/// A router's report listener (or those of several), and the name this engine has there.
 #[derive(Debug, Clone)]
 pub struct ReportTo {
     /// Base URL such as `http://127.0.0.1:9000`.
     pub url: String,
+    /// Further routers, each of which is told all and kept in step by itself.
+    pub also: Vec<String>,
     /// The worker's id in the router.
     pub worker_id: String,
     /// Sent as `Authorization: Bearer` when set.
@@ -108,6 +110,7 @@ impl ReportTo {
     pub fn new(url: impl Into<String>, worker_id: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            also: Vec::new(),
             worker_id: worker_id.into(),
             token: None,
             interval: Duration::from_millis(100),

@@ -344,3 +344,44 @@ fn a_reporter_may_stop_and_has_the_state_told_afterwards() {
     bed.engine.resume_reports();
     bed.agrees(1);
 }
+
+#[test]
+fn each_of_several_routers_is_told_all_and_kept_in_step_by_itself() {
+    let routers = [(); 2].map(|()| {
+        let believed = Arc::new(Mutex::new(Believed::default()));
+        let answering = Arc::clone(&believed);
+        let receiver = Receiver::start(move |path, body| {
+            answering.lock().expect("no panic").answer(path, body)
+        });
+        (believed, receiver)
+    });
+    let reports = ReportTo {
+        also: vec![routers[1].1.url.clone()],
+        token: Some("secret".to_owned()),
+        interval: Duration::from_millis(10),
+        ..ReportTo::new(&routers[0].1.url, "sim7")
+    };
+    let options =
+        EngineOptions { kv_blocks: 60, reports: Some(reports), ..EngineOptions::instant() };
+    let engine = Engine::start(options).expect("a free port");
+    let work = |name: &str| {
+        for number in 0..12 {
+            let prompt = format!("{name} {number:02} ").repeat(60);
+            let body = json!({"prompt": prompt, "max_tokens": 1});
+            assert_eq!(post(&engine.url(), "/v1/completions", &body).0, 200);
+        }
+    };
+    work("before");
+    routers[1].0.lock().expect("no panic").lose = 1;
+    work("after");
+    eventually("both hold what it holds", || {
+        routers.iter().all(|(believed, _)| {
+            let believed = believed.lock().expect("no panic");
+            let is_quiet = !believed.missing && !believed.is_syncing;
+            is_quiet && believed.blocks.len() == engine.stats().kv_blocks_cached
+        })
+    });
+    let steps = |at: usize| routers[at].0.lock().expect("no panic").steps.len();
+    assert_eq!(steps(0), 0, "it missed nothing");
+    assert!(steps(1) > 0, "it did");
+}

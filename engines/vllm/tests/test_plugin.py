@@ -168,6 +168,20 @@ class Replay(Case):
         self.in_step(reporter, other, 1)
         self.assertEqual(other.batches, self.router.batches)
 
+    def test_of_two_routers_only_the_one_that_missed_something_is_synced(self):
+        other = FakeRouter()
+        self.addCleanup(other.stop)
+        other.swallow = {1}
+        reporter = self.reporter(settings(self.router, other))
+        for start in range(1, 41, 4):
+            reporter.feed(1.0, [chain(4, start=start)])
+            self.until(lambda: reporter.senders[0].stats["events"] == (start + 3) // 4)
+        self.in_step(reporter)
+        self.in_step(reporter, other, 1)
+        self.assertGreaterEqual(reporter.senders[1].stats["syncs"], 1)
+        self.assertEqual(reporter.senders[0].stats["syncs"], 0)
+        self.assertEqual(self.belief(), {block: 1 for block in range(1, 41)})
+
     def test_ranks_and_token_and_heartbeat(self):
         probe = lambda: {"current_load": 3, "kv_blocks_total": 96, "kv_blocks_used": 7, "model": "m"}
         reporter = self.reporter(settings(self.router, token="secret"), rank=2, probe=probe)

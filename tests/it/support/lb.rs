@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
@@ -32,6 +32,7 @@ const BASE: &str = "
 threads: 2
 health: {interval_ms: 100, timeout_ms: 2000, models_interval_ms: 500}
 log: {level: debug}
+slow_start_s: 0
 kv_events: off
 ";
 
@@ -149,22 +150,35 @@ impl Scene {
             section.insert("listen".into(), addr.to_string().into());
             Yaml::Mapping(section)
         };
-        config.insert("admin".into(), listener(admin));
+        // A scene may name the address, and a token.
+        let mut section = match config.remove("admin") {
+            Some(Yaml::Mapping(section)) => section,
+            _ => Mapping::new(),
+        };
+        let host = section.get("listen").and_then(Yaml::as_str).unwrap_or("127.0.0.1");
+        let admin_listen = format!("{host}:{}", admin.port());
+        section.insert("listen".into(), admin_listen.into());
+        config.insert("admin".into(), Yaml::Mapping(section));
         config.insert("metrics".into(), listener(metrics));
         let file = self.folder.path().join("warmroute.yaml");
         std::fs::write(&file, serde_yaml_ng::to_string(&config).expect("YAML")).expect("writes");
         let log = |name| File::create(self.folder.path().join(name)).expect("creates");
-        let child = Command::new(env!("CARGO_BIN_EXE_warmroute"))
-            .args(["run", "--conf"])
-            .arg(&file)
-            .env("RUST_BACKTRACE", "1")
-            .stdin(Stdio::null())
-            .stdout(log("stdout"))
-            .stderr(log("stderr"))
-            .spawn()
-            .expect("starts");
-        Process { child, proxy, tls: tls_addr, admin, metrics, reports: reports_addr }
+        let child = start(&file, log("stdout"), log("stderr"));
+        let successors = Vec::new();
+        Process { child, successors, proxy, tls: tls_addr, admin, metrics, reports: reports_addr }
     }
+}
+
+fn start(conf: &Path, stdout: File, stderr: File) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_warmroute"))
+        .args(["run", "--conf"])
+        .arg(conf)
+        .env("RUST_BACKTRACE", "1")
+        .stdin(Stdio::null())
+        .stdout(stdout)
+        .stderr(stderr)
+        .spawn()
+        .expect("starts")
 }
 
 fn merge(into: &mut Mapping, more: Mapping) {
@@ -178,9 +192,10 @@ fn merge(into: &mut Mapping, more: Mapping) {
     }
 }
 
-/// The child; killed when dropped.
+/// The child and the processes that took over from it; killed when dropped.
 struct Process {
     child: Child,
+    successors: Vec<u32>,
     proxy: SocketAddr,
     tls: Option<SocketAddr>,
     admin: SocketAddr,
@@ -192,7 +207,16 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for pid in self.successors.iter().filter(|pid| is_ours(**pid)) {
+            let _ = Command::new("kill").args(["-s", "KILL", &pid.to_string()]).status();
+        }
     }
+}
+
+/// Whether this is a process of our binary: ids are given again.
+fn is_ours(pid: u32) -> bool {
+    let program = std::fs::read_link(format!("/proc/{pid}/exe"));
+    program.is_ok_and(|path| path == Path::new(env!("CARGO_BIN_EXE_warmroute")))
 }
 
 impl Process {
@@ -287,8 +311,105 @@ impl Lb {
 
     /// GET on the admin listener.
     pub(crate) async fn admin(&self, path: &str) -> Answer {
-        let mut conn = Conn::open(self.process.admin, Proto::H1).await.expect("connects");
-        conn.ask(&Ask::get(path)).await
+        self.admin_as(&Ask::get(path)).await
+    }
+
+    /// POST on the admin listener.
+    pub(crate) async fn admin_post(&self, path: &str) -> Answer {
+        self.admin_as(&Ask::post(path, "")).await
+    }
+
+    /// Any request to the admin listener.
+    pub(crate) async fn admin_as(&self, ask: &Ask) -> Answer {
+        let mut conn = Conn::open(self.process.admin, ask.proto).await.expect("connects");
+        conn.ask(ask).await
+    }
+
+    /// The admin listener.
+    pub(crate) fn admin_addr(&self) -> SocketAddr {
+        self.process.admin
+    }
+
+    /// The metrics listener.
+    pub(crate) fn metrics_addr(&self) -> SocketAddr {
+        self.process.metrics
+    }
+
+    /// The configuration it was started with.
+    pub(crate) fn conf(&self) -> PathBuf {
+        self.folder.path().join("warmroute.yaml")
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+
+    /// Where files of the scene lie.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Changes keys of the configuration file; sections are merged. Nothing is reloaded.
+    pub(crate) fn edit(&self, yaml: &str) {
+        self.edit_with(|config| merge(config, serde_yaml_ng::from_str(yaml).expect("YAML")));
+    }
+
+    /// As `edit`, by a function.
+    pub(crate) fn edit_with(&self, change: impl FnOnce(&mut Mapping)) {
+        let text = std::fs::read_to_string(self.conf()).expect("reads");
+        let mut config: Mapping = serde_yaml_ng::from_str(&text).expect("YAML");
+        change(&mut config);
+        let text = serde_yaml_ng::to_string(&config).expect("YAML");
+        std::fs::write(self.conf(), text).expect("writes");
+    }
+
+    /// Changes keys and reloads; gives what the reload said.
+    pub(crate) async fn reload(&self, yaml: &str) -> Value {
+        self.edit(yaml);
+        let answer = self.admin_post("/reload").await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()
+    }
+
+    /// Has a new process take over; when this returns it serves.
+    pub(crate) async fn upgrade(&mut self) {
+        let answer = within("an upgrade", self.admin_post("/upgrade")).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let pid = answer.json()["pid"].as_u64().expect("a process id") as u32;
+        self.process.successors.push(pid);
+        // The listeners of the old one may still have taken the order for a new connection.
+        eventually("the new process answers", async || {
+            self.admin("/livez").await.json()["pid"] == pid
+        })
+        .await;
+    }
+
+    /// Kills the process, and starts another on the same configuration.
+    pub(crate) async fn crash_and_start(&mut self) {
+        self.kill();
+        self.start_again().await;
+    }
+
+    /// Ends the process at once, without a chance to say anything.
+    pub(crate) fn kill(&mut self) {
+        self.process.child.kill().expect("the child is ours");
+        self.process.child.wait().expect("the child is ours");
+        for pid in self.process.successors.drain(..) {
+            let _ = Command::new("kill").args(["-s", "KILL", &pid.to_string()]).status();
+        }
+    }
+
+    /// Starts a process on the same configuration where none runs; its workers have verdicts.
+    pub(crate) async fn start_again(&mut self) {
+        let log = |name| {
+            let path = self.folder.path().join(name);
+            File::options().append(true).open(path).expect("the log is there")
+        };
+        self.process.child = start(&self.conf(), log("stdout"), log("stderr"));
+        assert!(self.process.is_up().await, "starts again");
+        let teaches = vec![false; self.workers.len()];
+        self.verdicts(&teaches).await;
     }
 
     /// One worker as /workers shows it.
@@ -363,7 +484,13 @@ impl Lb {
 
     async fn verdicts(&self, teaches: &[bool]) {
         eventually("every worker has a verdict", async || {
-            let all = self.admin("/workers").await.json();
+            let conf: Yaml = {
+                let text = std::fs::read_to_string(self.conf()).expect("its configuration");
+                serde_yaml_ng::from_str(&text).expect("YAML")
+            };
+            let token = conf["admin"]["token"].as_str().unwrap_or_default();
+            let ask = Ask::get("/workers").header("authorization", &format!("Bearer {token}"));
+            let all = self.admin_as(&ask).await.json();
             let all = all["workers"].as_array().expect("a list");
             all.iter().zip(teaches).all(|(worker, teaches)| match worker["health"].as_str() {
                 Some("healthy") => !teaches || worker["models_known"] == true,

@@ -98,6 +98,7 @@ pub(crate) struct WorkerSpec {
     idle_close: Option<Duration>,
     pub(super) yaml: Vec<String>,
     host: String,
+    bind: Option<SocketAddr>,
     tls: Option<Identity>,
 }
 
@@ -111,6 +112,7 @@ fn spec(act: Act) -> WorkerSpec {
         idle_close: None,
         yaml: Vec::new(),
         host: "127.0.0.1".to_owned(),
+        bind: None,
         tls: None,
     }
 }
@@ -254,6 +256,13 @@ impl WorkerSpec {
         self
     }
 
+    /// Listens there and nowhere else.
+    pub(crate) fn at(mut self, addr: SocketAddr) -> Self {
+        self.bind = Some(addr);
+        self.host = addr.ip().to_string();
+        self
+    }
+
     /// Starts it outside of any scene.
     pub(crate) async fn start(self, id: String) -> Worker {
         let state = Arc::new(State {
@@ -273,7 +282,10 @@ impl WorkerSpec {
             seen: Mutex::default(),
             cancels: Mutex::default(),
         });
-        let (listener, port) = bind_somewhere().await;
+        let (listener, port) = match self.bind {
+            Some(addr) => (TcpListener::bind(addr).await.expect("a free address"), addr.port()),
+            None => bind_somewhere().await,
+        };
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let url = format!("{scheme}://{}:{port}", self.host);
         let worker = Worker { id, port, url, state, task: Mutex::new(None) };
@@ -419,6 +431,11 @@ impl Worker {
             task.abort();
             let _ = task.await;
         }
+    }
+
+    /// Whether it was killed and not revived.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.task.lock().is_none()
     }
 
     /// Listens again on the same port.

@@ -30,7 +30,8 @@ pub(crate) struct Batch {
     next_id: u64,
     totals: Totals,
     /// What a router is to be told; `None` when nobody listens.
-    journal: Option<Journal>,
+    /// One for each router that is told.
+    journals: Vec<Journal>,
 }
 
 #[derive(Debug)]
@@ -93,7 +94,7 @@ pub(crate) struct Gauges {
 
 impl Batch {
     /// An empty batch.
-    pub(crate) fn new(options: &EngineOptions, journal: Option<Journal>) -> Self {
+    pub(crate) fn new(options: &EngineOptions, journals: Vec<Journal>) -> Self {
         Self {
             max_batched_tokens: options.max_batched_tokens.max(1),
             max_num_seqs: options.max_num_seqs.max(1),
@@ -103,7 +104,7 @@ impl Batch {
             running: Vec::new(),
             next_id: 0,
             totals: Totals::default(),
-            journal,
+            journals,
         }
     }
 
@@ -164,7 +165,7 @@ impl Batch {
             running.computed += prefilled;
             self.totals.prefilled_tokens += prefilled as u64;
             let token = running.next_token();
-            name_full_blocks(running, &mut self.cache, self.journal.as_mut());
+            name_full_blocks(running, &mut self.cache, &mut self.journals);
             self.totals.output_tokens += u64::from(token.is_some());
             if token.is_some_and(|token| token.last) {
                 let running = self.running.remove(position);
@@ -179,7 +180,7 @@ impl Batch {
     /// Empties the cache of all that no running sequence needs.
     pub(crate) fn clear_cache(&mut self) {
         self.cache.clear();
-        if let Some(journal) = &mut self.journal {
+        for journal in &mut self.journals {
             let cache = &self.cache;
             journal.on_cleared(|hash| cache.contains(hash));
         }
@@ -198,8 +199,9 @@ impl Batch {
         }
     }
 
-    pub(crate) fn journal(&mut self) -> Option<&mut Journal> {
-        self.journal.as_mut()
+    /// What the router `at` has yet to be told.
+    pub(crate) fn journal(&mut self, at: usize) -> Option<&mut Journal> {
+        self.journals.get_mut(at)
     }
 
     /// Moves the head of the queue into the batch. First come, first served: one that does not
@@ -210,7 +212,7 @@ impl Batch {
         let admission = self.cache.admit(&sequence.hashes, hit_max, block_count)?;
         let (id, sequence) = self.waiting.pop_front()?;
         self.totals.evicted_blocks += admission.evicted.len() as u64;
-        if let Some(journal) = &mut self.journal {
+        for journal in &mut self.journals {
             journal.on_evicted(&admission.evicted);
         }
         let cached_tokens = admission.hit_blocks * self.block_tokens;
@@ -266,14 +268,14 @@ impl Step {
     }
 }
 
-fn name_full_blocks(running: &mut Running, cache: &mut BlockCache, journal: Option<&mut Journal>) {
+fn name_full_blocks(running: &mut Running, cache: &mut BlockCache, journals: &mut [Journal]) {
     let first = running.named_blocks;
     let full = running.held_bytes() / running.sequence.block_bytes;
     for &hash in &running.sequence.hashes[first..full] {
         cache.fill(&mut running.hold, hash);
     }
     running.named_blocks = full;
-    if let Some(journal) = journal {
+    for journal in journals {
         journal.on_stored(&running.sequence, first..full);
     }
 }

@@ -7,7 +7,7 @@ use crate::answer::Answer;
 use crate::prompt::Root;
 
 fn batch(options: &EngineOptions) -> Batch {
-    Batch::new(options, None)
+    Batch::new(options, Vec::new())
 }
 
 fn options() -> EngineOptions {

@@ -50,13 +50,21 @@ enum Reply {
     Refused,
 }
 
-/// Starts the reporting task on the current runtime.
+/// Starts the reporting tasks on the current runtime, one for each router.
 pub(crate) fn spawn(shared: &Arc<Shared>, report_to: &ReportTo) {
-    let Ok(to) = Connection::new(&report_to.url) else { return };
+    let urls = std::iter::once(&report_to.url).chain(&report_to.also);
+    for (router, url) in urls.enumerate() {
+        spawn_one(shared, report_to, router, url);
+    }
+}
+
+fn spawn_one(shared: &Arc<Shared>, report_to: &ReportTo, router: usize, url: &str) {
+    let Ok(to) = Connection::new(url) else { return };
     let bearer = |token: &String| ("authorization".to_owned(), format!("Bearer {token}"));
     let reporter = Reporter {
         shared: Arc::clone(shared),
         report_to: report_to.clone(),
+        router,
         to,
         headers: report_to.token.iter().map(bearer).collect(),
         epoch: fresh_name(),
@@ -78,6 +86,8 @@ fn fresh_name() -> String {
 struct Reporter {
     shared: Arc<Shared>,
     report_to: ReportTo,
+    /// Which journal is ours.
+    router: usize,
     to: Connection,
     headers: Vec<(String, String)>,
     /// Names a stretch of batches that are numbered through.
@@ -165,8 +175,12 @@ impl Reporter {
 
     /// Sends a batch, or all it takes to make good what is lost. `None` if nothing is to be said.
     async fn report(&mut self) -> Option<Reply> {
-        let has_overflowed =
-            self.shared.desk().batch.journal().is_some_and(|journal| journal.has_overflowed());
+        let has_overflowed = self
+            .shared
+            .desk()
+            .batch
+            .journal(self.router)
+            .is_some_and(|journal| journal.has_overflowed());
         self.is_lost |= has_overflowed;
         // A router that is never content is not asked all the time.
         let pause = self.report_to.interval * 2;
@@ -182,7 +196,7 @@ impl Reporter {
 
     async fn send_batch(&mut self) -> Option<Reply> {
         if self.unsent.is_empty() {
-            self.unsent = self.shared.desk().batch.journal()?.take(BATCH_BLOCKS);
+            self.unsent = self.shared.desk().batch.journal(self.router)?.take(BATCH_BLOCKS);
         }
         if self.unsent.is_empty() {
             return None;
@@ -209,7 +223,7 @@ impl Reporter {
 
     /// Compares the state with what the router believes, and mends that.
     async fn sync(&mut self) -> Option<Reply> {
-        let state = State(self.shared.desk().batch.journal()?.state());
+        let state = State(self.shared.desk().batch.journal(self.router)?.state());
         // A batch not answered may have arrived; the state holds what it says, under its number.
         self.next += u64::from(!self.unsent.is_empty());
         self.unsent.clear();
@@ -259,7 +273,7 @@ impl Reporter {
     /// A new epoch, whose first batches name everything held.
     fn begin_anew(&mut self) {
         let mut desk = self.shared.desk();
-        if let Some(journal) = desk.batch.journal() {
+        if let Some(journal) = desk.batch.journal(self.router) {
             journal.restate();
         }
         desk.resyncs += 1;

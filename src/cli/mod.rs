@@ -1,8 +1,15 @@
 //! The command line.
 
+pub mod admin_client;
+mod generate;
+mod process;
+mod workers;
+
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+
+use generate::Generate;
 
 use crate::config;
 
@@ -31,6 +38,19 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         conf: PathBuf,
     },
+    /// Have a running warmroute read its configuration again
+    Reload {
+        #[command(flatten)]
+        admin: admin_client::AdminArgs,
+    },
+    /// Have a new process take over from a running warmroute: of the program that is installed now
+    Upgrade {
+        #[command(flatten)]
+        admin: admin_client::AdminArgs,
+    },
+    /// See and change the workers of a running warmroute
+    #[command(subcommand)]
+    Workers(workers::WorkersCommand),
     /// Show what it does, with four simulated engines on this machine
     #[cfg(feature = "demo")]
     Demo {
@@ -38,6 +58,9 @@ enum Command {
         #[arg(long)]
         stay: bool,
     },
+    /// Write the manual page and shell completions, for packages
+    #[command(hide = true)]
+    Generate(Generate),
 }
 
 /// Runs the command; its exit status says how it went.
@@ -52,19 +75,28 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run { conf } => run(&conf),
         Command::Check { conf } => check(&conf),
+        Command::Reload { admin } => process::reload(&admin),
+        Command::Upgrade { admin } => process::upgrade(&admin),
+        Command::Workers(command) => workers::run(&command),
         #[cfg(feature = "demo")]
         Command::Demo { stay } => demo(stay),
+        Command::Generate(generate) => match generate.run(&Cli::command()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let _ = writeln!(std::io::stderr(), "warmroute generate: {error}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 
 fn run(conf: &std::path::Path) -> ExitCode {
-    let outcome = config::load(conf).and_then(crate::server::run);
-    outcome.map_or_else(|error| refuse(conf, &error), |()| ExitCode::SUCCESS)
+    crate::server::run(conf).map_or_else(|error| refuse(conf, &error), |()| ExitCode::SUCCESS)
 }
 
 fn check(conf: &std::path::Path) -> ExitCode {
     let checked = config::load(conf).and_then(|config| {
-        crate::fleet::AlignedModels::load(&config)?;
+        crate::fleet::AlignedModels::load(&config, None)?;
         Ok(config)
     });
     match checked {
