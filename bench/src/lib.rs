@@ -5,8 +5,10 @@
 pub mod bare;
 pub mod load;
 pub mod process;
+pub mod routers;
 pub mod scrape;
 pub mod truth;
+pub mod upgrade;
 pub mod worker;
 
 use std::io::Write;
