@@ -5,10 +5,12 @@ CARGO ?= cargo
 VENV := target/venv
 PYTHON := $(VENV)/bin/python
 
-.PHONY: setup build demo test test-vllm lint deny bench bench-truth bench-aligned test-llama help
+.PHONY: setup build demo test test-vllm lint deny bench bench-truth bench-upgrade bench-routers bench-aligned test-llama deb test-deb \
+	test-systemd image help
 
 help:
-	@echo "make demo | test | lint | bench | bench-truth | test-vllm | test-llama | build | setup"
+	@echo "make demo | test | lint | bench | bench-truth | bench-upgrade | bench-routers | test-vllm | test-llama | build | setup"
+	@echo "make deb | test-deb | test-systemd | image"
 
 # System packages, only when something is missing; Rust comes from rust-toolchain.toml.
 setup:
@@ -54,6 +56,28 @@ $(DENY): | setup
 deny: $(DENY)
 	$(DENY) check bans licenses sources
 
+# target/debian/warmroute_VERSION_ARCH.deb; the tool is compiled once per clone. docs/install.md.
+CARGO_DEB_VERSION := 3.8.0
+CARGO_DEB := target/tools/bin/cargo-deb
+$(CARGO_DEB): | setup
+	$(CARGO) install --quiet --locked --debug --root target/tools cargo-deb@$(CARGO_DEB_VERSION)
+deb: build $(CARGO_DEB)
+	rm -f target/debian/*.deb
+	target/release/warmroute generate --dir target/packaging
+	$(CARGO) tree --package warmroute --edges normal --prefix none --format '{p}: {l}' \
+		| sed -e 's/ (\*)$$//' -e '/ (\//d' | LC_ALL=C sort -u > target/packaging/crates.txt
+	$(CARGO_DEB) --no-build --strip --output target/debian/
+
+# Both need root and debootstrap, touch nothing outside target/, and say SKIP where they cannot run.
+test-deb: deb
+	tests/packaging/deb.sh target/debian/*.deb
+test-systemd: deb
+	tests/systemd/run.sh target/debian/*.deb
+
+# The container image, with podman, buildah or docker.
+image:
+	packaging/oci/build.sh
+
 bench: setup
 	$(CARGO) build --release
 	$(CARGO) build --release -p warmroute-bench
@@ -65,6 +89,17 @@ bench: setup
 bench-truth: build
 	$(CARGO) build --release -p warmroute-bench --bin bench-truth
 	$(CARGO) run --release -p warmroute-bench --bin bench-truth -- $(TRUTH_ARGS)
+
+# Reloads, upgrades, crashes and plain restarts under load: what is lost? Eight minutes, or
+# UPGRADE_ARGS=--quick.
+bench-upgrade: build
+	$(CARGO) build --release -p warmroute-bench --bin bench-upgrade
+	$(CARGO) run --release -p warmroute-bench --bin bench-upgrade -- $(UPGRADE_ARGS)
+
+# One router and two in front of the same engines, with and without a broker: what is lost?
+bench-routers: build
+	$(CARGO) build --release -p warmroute-bench --bin bench-routers
+	$(CARGO) run --release -p warmroute-bench --bin bench-routers -- $(ROUTERS_ARGS)
 
 # What tokenizing costs a request; TOKENIZER names a folder with tokenizer.json.
 bench-aligned: setup

@@ -5,6 +5,7 @@
 #   perl          OpenSSL, which Pingora builds from source
 #   python3-venv  tests with the OpenAI client
 #   curl          the README's examples
+#   nats-server   tests of several routers
 set -eu
 
 missing=""
@@ -18,6 +19,7 @@ need cmake sh -c "command -v cmake"
 need perl perl -MIPC::Cmd -MFindBin -e1
 need python3-venv python3 -c 'import ensurepip, venv'
 need curl sh -c "command -v curl"
+need nats-server sh -c "command -v nats-server || test -x /usr/sbin/nats-server"
 
 if [ -n "$missing" ]; then
   if ! command -v apt-get >/dev/null 2>&1; then
@@ -30,6 +32,11 @@ if [ -n "$missing" ]; then
   $as_root apt-get update -qq
   # shellcheck disable=SC2086
   $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+  case "$missing" in
+  *nats-server*) # The tests start their own; Debian's package would run one for all to reach.
+    $as_root systemctl disable --now nats-server >/dev/null 2>&1 || true
+    ;;
+  esac
 fi
 if ! command -v cargo >/dev/null 2>&1; then
   echo "please install Rust (https://rustup.rs), then run this again" >&2
