@@ -47,11 +47,12 @@ impl Fleet {
         now: Instant,
     ) -> Applied {
         let mut applied = Applied::default();
+        // Before: it looks at what the worker reported, whose lock comes first.
+        let model = member.base_model().unwrap_or_default();
         // Held while the batch is applied, so that what is kept of both fits together.
         let mut published = member.published.lock();
         published.followed.insert(rank, Resume { position, unbroken: true });
         member.hears_on(Source::Published(rank), now);
-        let model = member.base_model().unwrap_or_default();
         self.apply_events(member, Source::Published(rank), &model, events, &mut applied, now);
         applied
     }

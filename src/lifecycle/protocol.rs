@@ -44,8 +44,8 @@ pub(super) const ENV: &str = "WARMROUTE_HANDOVER";
 pub(super) const LAUNCHED_ENV: &str = "WARMROUTE_HANDOVER_LAUNCHED";
 /// What we speak.
 pub(super) const PROTOCOL: &str = "1";
-/// Largest frame, bytes.
-pub(super) const FRAME_BYTES_MAX: u64 = 64 << 20;
+/// Largest frame, bytes: one worker's holdings, however large its index may be.
+pub(super) const FRAME_BYTES_MAX: u64 = 4 << 30;
 /// Most sockets handed over in one message (`SCM_MAX_FD` of Linux).
 const SOCKETS_MAX: usize = 253;
 

@@ -13,11 +13,11 @@ use tokio::{
 };
 
 use super::{
-    Command, Reloader, notify,
+    Command, Reloaded, Reloader, notify,
     snapshot::Snapshots,
     upgrade::{UpgradeError, Upgrader},
 };
-use crate::{clock, drain::DrainState, telemetry::access_log};
+use crate::{clock, config::ConfigError, drain::DrainState, telemetry::access_log};
 
 /// Between the signal to stop and the end of accepting: clients learn by `Connection: close`.
 const LET_GO: Duration = Duration::from_secs(1);
@@ -91,13 +91,14 @@ impl ShutdownSignalWatch for Signals {
 }
 
 impl Signals {
-    fn reload(
-        &self,
-        reply: Option<oneshot::Sender<Result<super::Reloaded, crate::config::ConfigError>>>,
-    ) {
-        let reloader = self.reloader.clone();
+    fn reload(&self, reply: Option<oneshot::Sender<Result<Reloaded, ConfigError>>>) {
+        let (reloader, upgrader) = (self.reloader.clone(), self.upgrader.clone());
         tokio::task::spawn_blocking(move || {
-            let outcome = reloader.reload();
+            let outcome = upgrader.between_upgrades(|| reloader.reload()).unwrap_or_else(|| {
+                let remedy = "reload that one";
+                let problem = "a new process has taken over";
+                Err(ConfigError::new("reload", "", problem, remedy))
+            });
             if let Some(reply) = reply {
                 // Who asked may have left.
                 let _ = reply.send(outcome);

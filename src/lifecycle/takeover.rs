@@ -228,7 +228,8 @@ impl Finish {
                     reports::apply(&self.fleet, &path, body, now);
                 }
             }
-            LOADS => {
+            // Routers that share their loads hear the predecessor's like any other's.
+            LOADS if self.fleet.live().config.peers.is_none() => {
                 let loads: Vec<WorkerLoad> = serde_json::from_slice(payload).unwrap_or_default();
                 let loads: Vec<(WorkerId, _)> =
                     loads.into_iter().filter_map(WorkerLoad::into_load).collect();

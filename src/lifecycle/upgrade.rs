@@ -8,7 +8,10 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::AcqRel},
+        atomic::{
+            AtomicBool,
+            Ordering::{AcqRel, Acquire, Release},
+        },
     },
     time::Duration,
 };
@@ -81,6 +84,8 @@ pub struct Upgrader {
     reports: Arc<Tap>,
     snapshots: Option<Arc<Snapshots>>,
     under_way: AtomicBool,
+    /// Held by an upgrade, and by a reload: neither sees half of the other.
+    turn: Mutex<()>,
     started: Mutex<Started>,
 }
 
@@ -101,6 +106,7 @@ impl Upgrader {
             reports,
             snapshots,
             under_way: AtomicBool::new(false),
+            turn: Mutex::new(()),
             started: Mutex::default(),
         }
     }
@@ -118,6 +124,7 @@ impl Upgrader {
         if self.under_way.swap(true, AcqRel) {
             return Err(UpgradeError::UnderWay);
         }
+        let _turn = self.turn.lock();
         notify::status("upgrading");
         let outcome = self.hand_over().map_err(|error| match error {
             // That it cannot be talked to says less than how it ended.
@@ -134,13 +141,19 @@ impl Upgrader {
             Err(error) => {
                 self.reports.close();
                 self.abandon();
-                self.under_way.store(false, std::sync::atomic::Ordering::Release);
+                self.under_way.store(false, Release);
                 let why = error.to_string();
                 lifecycle::upgrade_failed(&why);
                 notify::status(&format!("serving; the last upgrade failed: {why}"));
             }
         }
         outcome
+    }
+
+    /// Does `what` while no upgrade is under way; none where another process has taken over.
+    pub fn between_upgrades<T>(&self, what: impl FnOnce() -> T) -> Option<T> {
+        let _turn = self.turn.lock();
+        (!self.under_way.load(Acquire)).then(what)
     }
 
     /// Ends a successor that does not serve yet, if there is one.

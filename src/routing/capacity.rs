@@ -256,8 +256,10 @@ impl CapacityEstimate {
         found.sort_unstable();
         if let Some(&first) = found.first() {
             let mut write = first;
-            for (nth, &at) in found.iter().enumerate() {
-                let end = found.get(nth + 1).copied().unwrap_or(self.recency.len());
+            // A prompt told by another process may name a block twice.
+            let mut places = found.chunk_by(|a, b| a == b).map(|same| same[0]).peekable();
+            while let Some(at) = places.next() {
+                let end = places.peek().copied().unwrap_or(self.recency.len());
                 self.recency.copy_within(at + 1..end, write);
                 write += end - at - 1;
             }
@@ -584,6 +586,19 @@ mod tests {
                 prop_assert_eq!(estimate.sent(&prompt).marks, expected);
                 list.retain(|block| !prompt.contains(block));
                 list.extend(prompt.iter().rev());
+            }
+        }
+
+        /// No real prompt names a block twice, but one that is told by another process may.
+        #[test]
+        fn blocks_named_twice_do_no_harm(prompts in prop::collection::vec(
+            prop::collection::vec(0..30_u64, 1..60), 1..40)) {
+            let mut estimate = CapacityEstimate::new(64);
+            for prompt in prompts {
+                let name = |n: u64| BlockHash::new(crate::routing::block::mix(n));
+                let prompt: Vec<_> = prompt.into_iter().map(name).collect();
+                let sent = estimate.sent(&prompt);
+                estimate.answered(&sent, prompt.len() / 2);
             }
         }
 
