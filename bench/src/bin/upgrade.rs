@@ -11,6 +11,7 @@ use warmroute_bench::{
     upgrade::{
         Any,
         bed::Plan,
+        http2,
         measure::Report,
         plot,
         script::{Act, Times, play},
@@ -129,12 +130,17 @@ async fn suite(flags: &Flags) -> Result<Vec<String>, Any> {
         reports.push(report);
     }
     let tables = table::render(&reports);
+    let again = http2::sent_again();
+    let tables = format!(
+        "{tables}\n{again} requests were sent again over HTTP/2, as the server had said that it had not \
+         taken them (RFC 9113, 8.7).\n"
+    );
     say(&format!("\n{tables}"));
     write(&flags.out, "results.md", &tables)?;
     write(&flags.out, "upgrade.svg", &plot::svg(&reports))?;
     let json = serde_json::json!({
         "rate": plan.rate, "streams": plan.streams, "reporting": plan.is_reporting,
-        "quick": flags.quick, "runs": reports,
+        "quick": flags.quick, "sent_again": again, "runs": reports,
     });
     write(&flags.out, "results.json", &serde_json::to_string_pretty(&json)?)?;
     say(&format!("results.json, results.md and upgrade.svg are in {}", flags.out.display()));

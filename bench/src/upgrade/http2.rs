@@ -1,9 +1,10 @@
 //! HTTP/2 connections that many requests share.
 //!
-//! On h2 itself, as it says whether a request ever left: a client that has seen GOAWAY opens its
-//! streams elsewhere, and all else that fails is a loss.
+//! On h2 itself, as it says what the other side took: a client that has seen GOAWAY opens its streams
+//! elsewhere, and a stream beyond the last that GOAWAY names was not processed and is sent again, as
+//! browsers and Go do (RFC 9113, 6.8 and 8.7). That is counted. All else that fails is a loss.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use bytes::Bytes;
 use h2::{
@@ -30,6 +31,14 @@ pub struct Pool {
     turn: AtomicUsize,
 }
 
+/// Requests sent again, by all pools.
+static SENT_AGAIN: AtomicU64 = AtomicU64::new(0);
+
+/// Requests sent again so far, as the other side had not taken them.
+pub fn sent_again() -> u64 {
+    SENT_AGAIN.load(Relaxed)
+}
+
 impl Pool {
     /// So many, opened when they are needed.
     pub fn new(target: Target, tls: bool, connections: usize) -> Self {
@@ -43,8 +52,15 @@ impl Pool {
     /// There is no answer.
     pub async fn ask(&self, path: &str, body: Bytes) -> Result<(Head, RecvStream), Failure> {
         let slot = self.turn.fetch_add(1, Relaxed) % self.slots.len();
-        let sent = self.send(slot, path, body).await?;
-        let response = sent.await.map_err(|error| failure(&error))?;
+        let sent = self.send(slot, path, body.clone()).await?;
+        let response = match sent.await.map_err(|error| failure(&error)) {
+            Err(Failure { cause: Cause::NotTaken, .. }) => {
+                SENT_AGAIN.fetch_add(1, Relaxed);
+                let sent = self.send(slot, path, body).await?;
+                sent.await.map_err(|error| failure(&error))?
+            }
+            other => other?,
+        };
         let (parts, body) = response.into_parts();
         let value = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
         Ok((Head::new(parts.status.as_u16(), value), body))

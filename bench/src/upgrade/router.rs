@@ -16,6 +16,8 @@ use warmroute_engine::process::ChildProcess;
 use super::{Any, answer::Body, http1, process};
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
+/// Sockets of a process that was killed are closed by then.
+const PORTS_FREE_WITHIN: Duration = Duration::from_secs(5);
 /// A successor that hangs must be given up before that.
 const ANSWER_WITHIN: Duration = Duration::from_mins(1);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -126,6 +128,14 @@ impl Router {
         loop {
             if let Some(status) = child.try_wait()? {
                 let said = child.last_lines(3);
+                if said.contains("Address already in use") && begun.elapsed() < PORTS_FREE_WITHIN {
+                    // What was killed is still being taken apart.
+                    sleep(LOOK_EVERY).await;
+                    child = ChildProcess::start(self.program(), arguments, &log)?;
+                    self.pid = child.id();
+                    self.pids.push(self.pid);
+                    continue;
+                }
                 return Err(format!("the router ended: {status}: {said}").into());
             }
             let ready = timeout(Duration::from_secs(1), self.ask("GET", "/readyz")).await;
