@@ -97,7 +97,14 @@ fn arrows_point_one_way() {
     for (folder, banned) in [
         (
             "src/fleet",
-            &["crate::proxy", "crate::reports", "crate::admin", "crate::peers", "crate::server"][..],
+            &[
+                "crate::proxy",
+                "crate::reports",
+                "crate::admin",
+                "crate::peers",
+                "crate::lifecycle",
+                "crate::server",
+            ][..],
         ),
         ("src/discovery", &["crate::fleet", "crate::proxy", "crate::server"][..]),
         ("src/wire", &["crate::fleet", "crate::proxy", "pingora::", "crate::server"][..]),
@@ -123,6 +130,7 @@ fn arrows_point_one_way() {
         ),
         ("src/config", &["crate::fleet", "crate::proxy", "crate::server"][..]),
         ("src/peers", &["crate::proxy", "crate::reports", "crate::admin", "crate::server"]),
+        ("src/lifecycle", &["crate::admin", "crate::cli", "crate::server"][..]),
         ("src/telemetry", &["crate::fleet", "crate::proxy", "crate::server"][..]),
     ] {
         for (path, text) in sources(folder) {

@@ -40,10 +40,12 @@ fn panel(svg: &mut String, report: &Report, last: f64) {
         writeln!(svg, "<text x=\"{left}\" y=\"14\" font-weight=\"bold\">{}</text>", report.name);
     for phase in &report.phases {
         let (start, end) = (x(phase.start), x(phase.end));
+        // A name that begins near the right end ends there.
+        let (at, anchor) = if start > right - 120.0 { (right, "end") } else { (start, "start") };
         let _ = writeln!(
             svg,
             "<rect x=\"{start:.1}\" y=\"{top}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"#f3ead2\"/>\n\
-             <text x=\"{start:.1}\" y=\"{:.1}\">{}</text>",
+             <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
             (end - start).max(1.0),
             bottom - top,
             top - 6.0,
