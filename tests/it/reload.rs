@@ -1,6 +1,13 @@
 //! Reload: what changes at once, what waits for a new process, and what a bad file does.
 
-use std::{pin::Pin, process::Command};
+use std::{
+    pin::Pin,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
 use serde_json::{Value, json};
@@ -10,6 +17,7 @@ use tokio_openssl::SslStream;
 
 use crate::support::{
     Ask, Authority, Conn, Lb, chat_body_of, echo, eventually, lb, streaming_gated, within,
+    zmq_engine::ZmqEngine,
 };
 
 fn strings(value: &Value) -> Vec<&str> {
@@ -260,4 +268,45 @@ async fn the_command_line_reloads() {
     let (code, text) = reload().await;
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("nonsense: 1: unknown key"), "{text}");
+}
+
+#[tokio::test]
+async fn what_follows_from_a_workers_settings_changes_with_them() {
+    let engine = ZmqEngine::start().await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = asked.clone();
+    let worker = echo().yaml("models: [m]").side("/alive", move |_| {
+        counted.fetch_add(1, Relaxed);
+        (200, "{}".to_owned())
+    });
+    let lb = lb().worker(worker).start().await;
+    assert_eq!((asked.load(Relaxed), engine.subscribers()), (0, 0));
+    lb.edit_with(|config| {
+        let workers = config.get_mut("workers").and_then(Yaml::as_sequence_mut).expect("workers");
+        let worker = workers[0].as_mapping_mut().expect("a mapping");
+        worker.insert("health_path".into(), "/alive".into());
+        let source = serde_yaml_ng::from_str(&format!("endpoint: '{}'", engine.events_at()));
+        worker.insert("kv_events".into(), source.expect("YAML"));
+    });
+    assert_eq!(lb.admin_post("/reload").await.status, 200);
+    eventually("its health is asked for there", async || asked.load(Relaxed) > 2).await;
+    engine.subscribed().await;
+    assert_eq!(lb.status(0).await["health"], "healthy");
+}
+
+#[tokio::test]
+async fn sources_of_workers_come_and_go() {
+    let lb = lb().worker(echo()).start().await;
+    let found = echo().start("found".to_owned()).await;
+    let file = lb.folder().join("workers.yaml");
+    let text = format!("- {{id: found, url: '{}'}}\n", found.url());
+    std::fs::write(&file, text).expect("writes");
+    let told = lb.reload(&format!("discovery: {{file: {}}}", file.display())).await;
+    assert_eq!(told["needs_upgrade"], json!([]));
+    eventually("it is found", async || ids_of(&lb).await == ["w0", "found"]).await;
+    lb.edit_with(|config| {
+        config.remove("discovery");
+    });
+    assert_eq!(lb.admin_post("/reload").await.status, 200);
+    eventually("nobody names it any more", async || ids_of(&lb).await == ["w0"]).await;
 }

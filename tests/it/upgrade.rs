@@ -384,3 +384,21 @@ async fn a_snapshot_that_is_damaged_old_or_foreign_is_not_used() {
     let found: Value = lb.status(0).await;
     assert_eq!(found["trust"], "presumed");
 }
+
+#[tokio::test]
+async fn discovered_workers_stay_while_nobody_has_named_them_again() {
+    let found = echo().start("found".to_owned()).await;
+    let scene = lb();
+    let file = scene.folder().join("workers.yaml");
+    fs::write(&file, format!("- {{id: found, url: '{}'}}\n", found.url())).expect("writes");
+    let mut lb =
+        scene.config(&format!("discovery: {{file: {}}}", file.display())).at_once().start().await;
+    lb.health_is(0, "healthy").await;
+    lb.ask(&prompt(1)).await;
+    fs::write(&file, "- {").expect("writes");
+    lb.upgrade().await;
+    let (backend, matched) = where_to(&lb, &prompt(1)).await;
+    assert_eq!(backend, "found");
+    assert!(!matched.starts_with("0/"), "{matched}");
+    assert_eq!(lb.status(0).await["origin"], "file");
+}
