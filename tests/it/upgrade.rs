@@ -402,3 +402,41 @@ async fn discovered_workers_stay_while_nobody_has_named_them_again() {
     assert!(!matched.starts_with("0/"), "{matched}");
     assert_eq!(lb.status(0).await["origin"], "file");
 }
+
+#[tokio::test]
+async fn after_a_crash_a_replay_brings_what_was_missed_or_shows_another_engine() {
+    for restarts in [false, true] {
+        let mut engine = ZmqEngine::start().await;
+        let source =
+            json!({"endpoint": engine.events_at(), "replay_endpoint": engine.replays_at()});
+        let worker = reporting().yaml(&format!("kv_events: {source}"));
+        let mut lb = with_state(worker, "").start().await;
+        engine.subscribed().await;
+        let ids = tokens(1, 16 * 8);
+        let publish = |engine: &ZmqEngine, from: u64, to: u64| {
+            for id in from..=to {
+                let at = (id as usize - 1) * 16;
+                let parent = (id > from).then(|| id - 1);
+                let parent = parent.or_else(|| (id > 1 && !restarts).then(|| id - 1));
+                let event = block_stored(&[id], parent, &ids[at..at + 16], 16);
+                engine.publish(&kv_batch(&[event]));
+            }
+        };
+        publish(&engine, 1, 5);
+        eventually("they are applied", async || confirmed(&lb, 0).await[0] == 5).await;
+        snapshot_written(&lb).await;
+        lb.kill();
+        if restarts {
+            engine.restart().await;
+        }
+        publish(&engine, 6, 8);
+        lb.start_again().await;
+        let now = if restarts { 3 } else { 8 };
+        eventually("it holds what the engine does", async || {
+            confirmed(&lb, 0).await[0] == now && lb.status(0).await["trust"] == "exact"
+        })
+        .await;
+        assert_eq!(drops(&lb, "w0").await, i64::from(restarts));
+        assert_eq!(lb.metrics().await.sum("warmroute_report_gaps_total", &[]), 0);
+    }
+}
