@@ -11,6 +11,9 @@ use std::{
     time::Duration,
 };
 
+/// How often the connections are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
 /// Shared by all who serve and by the one who stops the process.
 #[derive(Debug, Default)]
 pub struct DrainState {
@@ -84,14 +87,13 @@ impl DrainState {
     /// that moment. A stream that began before the hand-over told its client nothing either.
     pub async fn wait_for_idle_clients(&self, longest: Duration) {
         let mut busy_at = tokio::time::Instant::now();
-        while self.handed_over.load(Acquire)
-            && self.connections.load(Acquire) > 0
-            && busy_at.elapsed() < longest
-        {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        while self.handed_over.load(Acquire) && self.connections.load(Acquire) > 0 {
             if self.open_requests() > 0 {
                 busy_at = tokio::time::Instant::now();
+            } else if busy_at.elapsed() >= longest {
+                break;
             }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
         self.let_go.store(true, Release);
     }
