@@ -150,14 +150,21 @@ mod tests {
         let ((), ()) = tokio::join!(waiting, async { drop(connection) });
         assert!(state.is_empty());
         let _stays = state.connected();
-        let open = state.enter();
-        let waiting = state.wait_for_idle_clients(Duration::from_millis(1));
+        state.wait_for_idle_clients(Duration::from_millis(1)).await;
+        assert!(state.is_empty());
+    }
+
+    #[tokio::test]
+    async fn idle_clients_are_not_let_go_while_a_request_is_open() {
+        let state = Arc::new(DrainState::default());
+        let (_stays, open) = (state.connected(), state.enter());
+        state.begin_handed_over();
+        let waiting = state.wait_for_idle_clients(Duration::ZERO);
         let ((), ()) = tokio::join!(waiting, async {
-            tokio::time::sleep(Duration::from_millis(60)).await;
+            tokio::time::sleep(LOOK_EVERY * 3).await;
             assert!(!state.let_go.load(Acquire), "its client was told nothing yet");
             drop(open);
         });
-        state.wait_for_idle_clients(Duration::from_millis(1)).await;
         assert!(state.is_empty());
     }
 }
