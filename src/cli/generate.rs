@@ -171,7 +171,7 @@ fn is_builtin(arg: &Arg) -> bool {
     arg.is_hide_set() || matches!(arg.get_id().as_str(), "help" | "version")
 }
 
-/// "warmroute run --conf <FILE>".
+/// `warmroute run --conf <FILE>`.
 fn usage(command: &Command) -> String {
     let usage = command.clone().render_usage().to_string();
     usage.trim_start_matches("Usage: ").trim().to_owned()
