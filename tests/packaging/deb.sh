@@ -11,10 +11,10 @@ need_base
 root=$(copy_base deb)
 trap 'rm -rf "$root"' EXIT
 
-cp "$deb" "$root/root/v1.deb"
-repack "$deb" 9.0-1 "$root/root/v2.deb"
-repack "$deb" 9.1-1 "$root/root/v3.deb" "# a comment of 9.1"
-repack "$deb" 9.2-1 "$root/root/v4.deb" "# a comment of 9.2"
+cp "$deb" "$root/mnt/v1.deb"
+repack "$deb" 9.0-1 "$root/mnt/v2.deb"
+repack "$deb" 9.1-1 "$root/mnt/v3.deb" "# a comment of 9.1"
+repack "$deb" 9.2-1 "$root/mnt/v4.deb" "# a comment of 9.2"
 
 # No network, no processes but its own.
 inside() {
@@ -35,7 +35,7 @@ mode_of() { inside stat -c '%a %U:%G' "$1"; }
 version() { inside dpkg-query -W -f '${Version}' warmroute; }
 
 step "install: files, modes, owners, user"
-install /root/v1.deb
+install /mnt/v1.deb
 is "the program" "755 root:root" "$(mode_of /usr/bin/warmroute)"
 is "the configuration's folder" "750 root:warmroute" "$(mode_of /etc/warmroute)"
 is "the configuration" "640 root:warmroute" "$(mode_of $conf)"
@@ -64,16 +64,16 @@ inside warmroute check --conf /usr/share/doc/warmroute/examples/minimal.yaml
 
 step "upgrade: a changed configuration stays, with its mode"
 inside sh -c "echo '# ours' >>$conf && chmod 600 $conf && chown warmroute: $conf"
-install /root/v2.deb
+install /mnt/v2.deb
 is "version" 9.0-1 "$(version)"
-install /root/v3.deb
+install /mnt/v3.deb
 inside grep -q '^# ours$' $conf || fail "our line has gone"
 if inside grep -q '9\.1' $conf; then fail "our configuration was replaced"; fi
 inside grep -q '9\.1' $conf.dpkg-dist || fail "no $conf.dpkg-dist"
 is "its mode" "600 warmroute:warmroute" "$(mode_of $conf)"
 
 step "downgrade: the same"
-install /root/v1.deb
+install /mnt/v1.deb
 is "version" "$(dpkg-deb -f "$deb" Version)" "$(version)"
 inside grep -q '^# ours$' $conf || fail "our line has gone"
 inside warmroute check --conf $conf
@@ -88,7 +88,7 @@ inside getent passwd warmroute >/dev/null || fail "the user has gone"
 [ -e "$root/var/lib/warmroute/x" ] || fail "the state has gone"
 
 step "install again, purge: nothing stays"
-install /root/v4.deb
+install /mnt/v4.deb
 inside systemctl is-enabled warmroute.service >/dev/null 2>&1 && fail "enabled by coming back"
 inside touch /etc/warmroute/key.pem
 inside dpkg --purge warmroute >/dev/null 2>&1
@@ -97,20 +97,20 @@ is "what is left" "" "$left"
 if inside getent passwd warmroute >/dev/null; then fail "the user is still there"; fi
 
 step "an untouched configuration follows the package"
-install /root/v1.deb
-install /root/v3.deb
+install /mnt/v1.deb
+install /mnt/v3.deb
 inside grep -q '9\.1' $conf || fail "not replaced"
 is "its mode" "640 root:warmroute" "$(mode_of $conf)"
-install /root/v4.deb
+install /mnt/v4.deb
 inside grep -q '9\.2' $conf || fail "not replaced"
 
 step "a deleted configuration stays deleted, is told of, and comes back readable"
 inside rm $conf
-install /root/v3.deb
+install /mnt/v3.deb
 [ ! -e "$root$conf" ] || fail "it came back"
 inside warmroute check --conf $conf 2>"$test_dir/check.log" && fail "check found nothing wrong"
 grep -q config.yaml "$test_dir/check.log" || fail "check does not name the file"
-inside dpkg --force-confmiss --install /root/v4.deb >/dev/null 2>&1
+inside dpkg --force-confmiss --install /mnt/v4.deb >/dev/null 2>&1
 is "its mode" "640 root:warmroute" "$(mode_of $conf)"
 
 if command -v lintian >/dev/null; then
