@@ -371,12 +371,15 @@ async fn a_router_with_another_secret_is_passed_over_with_one_line() {
         routed(lb, &story(1)).await;
     }
     for lb in [&a, &b] {
-        eventually("they are refused", async || {
+        let refused = async || {
             let label = [("reason", "configuration")];
-            lb.metrics().await.sum("warmroute_peers_refused_total", &label) > 20
-        })
-        .await;
-        assert_eq!(lines(lb, "is not taken, nor will others like it"), 2, "one each");
+            lb.metrics().await.sum("warmroute_peers_refused_total", &label)
+        };
+        let line = "is not taken, nor will others like it";
+        eventually("both are refused", async || lines(lb, line) >= 2).await;
+        let before = refused().await;
+        eventually("and go on to be", async || refused().await > before + 20).await;
+        assert_eq!(lines(lb, line), 2, "one each");
         assert_eq!(lb.metrics().await.sum("warmroute_peers_known", &[]), 1);
         assert_eq!(presumed_in_all(lb).await, 0);
     }
