@@ -95,6 +95,7 @@ impl Signals {
         let (reloader, upgrader) = (self.reloader.clone(), self.upgrader.clone());
         tokio::task::spawn_blocking(move || {
             let outcome = upgrader.between_upgrades(|| reloader.reload()).unwrap_or_else(|| {
+                tracing::warn!("not reloaded: a new process has taken over");
                 let remedy = "reload that one";
                 let problem = "a new process has taken over";
                 Err(ConfigError::new("reload", "", problem, remedy))
@@ -126,7 +127,7 @@ impl Signals {
         let time_max = self.upgrader.drain_time_max();
         let open = self.drain.open_requests();
         tracing::info!(open, deadline_s = time_max.as_secs(), "SIGTERM: draining");
-        self.upgrader.abandon();
+        self.upgrader.stop();
         self.drain.begin();
         // Still accepting: keep-alive clients are told to close with their next answer.
         tokio::time::sleep(LET_GO.min(time_max)).await;
@@ -146,7 +147,7 @@ impl Signals {
 
     fn stop_at_once(&self) -> ShutdownSignal {
         tracing::info!(open = self.drain.open_requests(), "SIGINT: stopping at once");
-        self.upgrader.abandon();
+        self.upgrader.stop();
         access_log::flush();
         ShutdownSignal::FastShutdown
     }

@@ -84,6 +84,10 @@ pub struct Upgrader {
     reports: Arc<Tap>,
     snapshots: Option<Arc<Snapshots>>,
     under_way: AtomicBool,
+    /// Whether another process serves.
+    handed_over: AtomicBool,
+    /// Whether we are to stop, so that nobody may take over.
+    stopping: AtomicBool,
     /// Held by an upgrade, and by a reload: neither sees half of the other.
     turn: Mutex<()>,
     started: Mutex<Started>,
@@ -106,6 +110,8 @@ impl Upgrader {
             reports,
             snapshots,
             under_way: AtomicBool::new(false),
+            handed_over: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             turn: Mutex::new(()),
             started: Mutex::default(),
         }
@@ -133,6 +139,7 @@ impl Upgrader {
         });
         match &outcome {
             Ok(pid) => {
+                self.handed_over.store(true, Release);
                 if let Some(snapshots) = &self.snapshots {
                     snapshots.hand_over();
                 }
@@ -153,11 +160,16 @@ impl Upgrader {
     /// Does `what` while no upgrade is under way; none where another process has taken over.
     pub fn between_upgrades<T>(&self, what: impl FnOnce() -> T) -> Option<T> {
         let _turn = self.turn.lock();
-        (!self.under_way.load(Acquire)).then(what)
+        (!self.handed_over.load(Acquire)).then(what)
     }
 
-    /// Ends a successor that does not serve yet, if there is one.
-    pub fn abandon(&self) {
+    /// We stop: a successor that does not serve yet is ended, and none will be.
+    pub fn stop(&self) {
+        self.stopping.store(true, Release);
+        self.abandon();
+    }
+
+    fn abandon(&self) {
         let Started { launcher, successor } = std::mem::take(&mut *self.started.lock());
         if let Some(mut launcher) = launcher {
             let _ = launcher.kill();
@@ -209,6 +221,9 @@ impl Upgrader {
                     return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
                 }
             }
+            if self.stopping.load(Acquire) {
+                return Err(UpgradeError::Ended("this process is to stop".to_owned()));
+            }
             if let Some(news) = &news {
                 successor.tell(news)?;
             }
@@ -216,11 +231,16 @@ impl Upgrader {
         // Not ours to kill any more.
         drop(std::mem::take(&mut *self.started.lock()));
         let news = news.unwrap_or_else(|| self.news());
-        std::thread::Builder::new().name("hand-over".to_owned()).spawn(move || {
+        let telling = std::thread::Builder::new().name("hand-over".to_owned());
+        let told = telling.spawn(move || {
             while successor.tell(&news).is_ok() {
                 std::thread::sleep(TELL_EVERY);
             }
-        })?;
+        });
+        if let Err(error) = told {
+            // It serves all the same.
+            tracing::warn!(%error, "the new process is told no more");
+        }
         Ok(pid)
     }
 
