@@ -136,12 +136,13 @@ class Replay(Case):
     def test_several_batches_while_it_runs(self):
         batches = recordings.read(STORM)
         reporter = self.reporter(settings(self.router))
-        for ts, batch in batches:
-            reporter.feed(ts, batch)
-            time.sleep(0.002)
-        self.in_step(reporter)
+        part = len(batches) // 8 + 1
+        for begin in range(0, len(batches), part):
+            for ts, batch in batches[begin : begin + part]:
+                reporter.feed(ts, batch)
+            self.in_step(reporter)
         self.assertEqual(self.belief(), expected_copies(batches))
-        self.assertGreater(len(self.router.batches), 3)
+        self.assertGreaterEqual(len(self.router.batches), 4)
 
     def test_every_prefix_of_the_storm_keeps_mirror_and_digest_right(self):
         batches = recordings.read(STORM)
