@@ -72,6 +72,7 @@ pub fn run(path: &Path) -> Result<(), ConfigError> {
 
     let fleet = restore(live, predecessor.as_mut());
     let (gate, gated) = watch::channel(predecessor.is_none());
+    let (hearing, heard) = watch::channel(false);
     let settings = Arc::new(ArcSwap::from_pointee(Settings::new(fleet.live())?));
     let certificates = match &config.tls {
         Some(tls) => Some(Arc::new(ArcSwap::from_pointee(CertKey::load(tls)?))),
@@ -88,6 +89,7 @@ pub fn run(path: &Path) -> Result<(), ConfigError> {
         fleet: fleet.clone(),
         sockets: sockets.clone(),
         gate: gated,
+        hears: heard,
         control,
         discovery,
     };
@@ -110,6 +112,7 @@ pub fn run(path: &Path) -> Result<(), ConfigError> {
         upgrader: Arc::new(upgrader),
         snapshots,
         commands: Mutex::new(Some(commands)),
+        hearing,
     };
     if let Some(predecessor) = predecessor {
         let finish = Finish { fleet, gate, sockets, drain };
@@ -201,6 +204,8 @@ struct Parts {
     certificates: Option<Certificates>,
     sockets: Sockets,
     gate: watch::Receiver<bool>,
+    /// True once signals are heard.
+    hears: watch::Receiver<bool>,
     control: Control,
     discovery: SharedDiscovery,
 }
@@ -251,7 +256,12 @@ impl Parts {
         add(
             server,
             "ready",
-            Ready { fleet: fleet.clone(), gate: gate.clone(), drain: self.drain.clone() },
+            Ready {
+                fleet: fleet.clone(),
+                gate: gate.clone(),
+                hears: self.hears.clone(),
+                drain: self.drain.clone(),
+            },
         );
         // Also where nothing is to be discovered: a reload may name sources.
         let discovered = Arc::new(DiscoveredWorkers(fleet.clone()));
@@ -359,6 +369,9 @@ fn announce(config: &Config) {
     let workers = config.workers.len();
     let policy = config.policies.default.0.as_str();
     tracing::info!(workers, policy, version = env!("CARGO_PKG_VERSION"), "warmroute starts");
+    if let Some((policy, _)) = &config.policies.shadow {
+        tracing::info!(policy = policy.as_str(), "a shadow policy is evaluated and not obeyed");
+    }
     if config.metrics.is_none() {
         tracing::info!("metrics are off: set metrics.listen");
     }

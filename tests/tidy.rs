@@ -177,7 +177,7 @@ fn one_term_per_concept() {
 #[test]
 fn every_key_of_the_configuration_is_in_the_example() {
     let read = |name: &str| fs::read_to_string(root().join("src/config").join(name)).expect(name);
-    let keys = read("file.rs") + &read("discovery_file.rs");
+    let keys = read("file.rs") + &read("discovery_file.rs") + &read("shadow_file.rs");
     let example = fs::read_to_string(root().join("conf/example.yaml")).expect("example.yaml");
     let fields = keys.lines().filter_map(|line| {
         let line = line.trim().trim_start_matches("pub ");
@@ -196,7 +196,7 @@ fn every_key_of_the_configuration_is_in_the_example() {
 
 #[test]
 fn every_metric_is_documented() {
-    let metrics = fs::read_to_string(root().join("src/telemetry/metrics.rs")).expect("metrics.rs");
+    let metrics: String = sources("src/telemetry").into_iter().map(|(_, text)| text).collect();
     let docs = fs::read_to_string(root().join("docs/metrics.md")).expect("docs/metrics.md");
     let names: Vec<_> = metrics
         .split('"')

@@ -320,11 +320,14 @@ fn at_address(events: &KvEvents, ip: IpAddr) -> KvEvents {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{KvSource, ModelsDeclared};
+    use crate::{
+        config::{KvSource, ModelsDeclared},
+        routing::InflightMax,
+    };
 
     fn defaults() -> WorkerDefaults {
         WorkerDefaults {
-            inflight_max: 10,
+            inflight_max: InflightMax::Fixed(10),
             cache_tokens: 1000,
             health_path: "/health".to_owned(),
             kv_events: KvEvents::Auto,
@@ -354,7 +357,8 @@ mod tests {
         let worker = source.worker(at("10.0.0.5:8000"), None, 1.0).expect("a worker");
         assert_eq!(worker.id.as_str(), "vllm-10.0.0.5-8000");
         assert_eq!(&*worker.url.text, "http://10.0.0.5:8000");
-        assert_eq!((worker.weight, worker.inflight_max, worker.cache_tokens), (2.0, 10, 1000));
+        assert_eq!((worker.weight, worker.cache_tokens), (2.0, 1000));
+        assert_eq!(worker.inflight_max, InflightMax::Fixed(10));
         assert_eq!(worker.models, ModelsDeclared::Listed(vec!["m".to_owned()]));
         let worker = source.worker(at("[2001:db8::5]:8000"), None, 1.0).expect("a worker");
         assert_eq!(worker.id.as_str(), "vllm-2001:db8::5-8000");

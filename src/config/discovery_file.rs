@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::file::{KvEvents, section};
+use crate::routing::InflightMax;
 
 section! {
     /// Where workers are found that this file does not name.
@@ -55,7 +56,7 @@ pub struct DnsName {
     pub weight: f64,
     /// Overrides `limits.inflight_max`.
     #[serde(default)]
-    pub inflight_max: Option<u32>,
+    pub inflight_max: Option<InflightMax>,
     /// Overrides `index.cache_tokens`.
     #[serde(default)]
     pub cache_tokens: Option<u64>,

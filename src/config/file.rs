@@ -9,6 +9,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::Deserialize;
 
 pub use super::discovery_file::{Discovery, DnsName};
+pub use super::shadow_file::Shadow;
+use crate::routing::InflightMax;
 
 /// One value or a list of them.
 #[derive(Debug, Clone, Deserialize)]
@@ -72,6 +74,8 @@ section! {
         policy_override: bool = false,
         /// Constants of the policies.
         policy_params: PolicyParams = PolicyParams::default(),
+        /// A policy that is evaluated and not obeyed.
+        shadow: Option<Shadow> = None,
         /// Per-model settings, by model name.
         models: BTreeMap<String, Model> = BTreeMap::new(),
         /// Header that names a session, for `session-affinity`.
@@ -133,7 +137,7 @@ pub struct Worker {
     pub weight: f64,
     /// Overrides `limits.inflight_max`.
     #[serde(default)]
-    pub inflight_max: Option<u32>,
+    pub inflight_max: Option<InflightMax>,
     /// KV cache size in tokens, when known; overrides `index.cache_tokens`.
     #[serde(default)]
     pub cache_tokens: Option<u64>,
@@ -279,8 +283,6 @@ section! {
     PolicyParams {
         /// Price of one running decode, in prefill tokens (`prefix-aware`).
         decode_tokens: Option<f64> = None,
-        /// Price of one waiting request, in prefill tokens (`prefix-aware`).
-        request_tokens: Option<f64> = None,
         /// Weight of the matched share (`weighted`).
         hit_weight: Option<f64> = None,
         /// Weight of the free share (`weighted`).
@@ -297,8 +299,12 @@ section! {
         body_bytes_max: usize = 64 << 20,
         /// Request bodies held in memory at once, bytes.
         buffered_bytes_max: usize = 1 << 30,
-        /// Requests in flight a worker; beyond it the worker is saturated.
-        inflight_max: u32 = 1024,
+        /// Requests in flight a worker; beyond it the worker is saturated. `auto` or a number.
+        inflight_max: InflightMax = InflightMax::Auto,
+        /// Longest queue that `auto` lets grow at a worker, seconds.
+        queue_s: u64 = 30,
+        /// Most that `auto` allows.
+        inflight_auto_max: u32 = 1024,
         /// Further attempts after a failed one.
         retries_max: usize = 2,
         /// Largest share of the fleet the breaker may eject.

@@ -8,8 +8,10 @@ mod cold;
 mod discovery;
 mod discovery_file;
 pub mod file;
+mod limits;
 mod parse;
 mod peers;
+mod shadow_file;
 mod truth;
 mod validate;
 mod workers;
@@ -21,13 +23,14 @@ use std::{
 
 pub use cold::changed_keys;
 pub use discovery::{DiscoveryConfig, DnsSource, FileSource};
+pub use limits::RETRIES_MAX;
 pub use parse::{Loaded, load, read};
 pub use peers::{Login, PeersConfig, SharedSecret};
 pub use truth::{AlignedConfig, AlignedParams, BlockHashConfig, KvEvents, KvSource};
-pub use validate::RETRIES_MAX;
 pub use workers::{WorkerDefaults, worker_url};
 
 use crate::routing::{
+    InflightMax, LimitParams,
     breaker::BreakerParams,
     policy::{Policy, PolicyParams},
     worker::WorkerId,
@@ -91,6 +94,8 @@ pub struct Config {
     pub headers: HeadersConfig,
     /// Bounds.
     pub limits: file::Limits,
+    /// What bounds go by that are found automatically.
+    pub auto_limit: LimitParams,
     /// Clocks.
     pub timeouts: Timeouts,
     /// Health checks.
@@ -173,7 +178,7 @@ pub struct WorkerConfig {
     /// Relative share, over 0.
     pub weight: f64,
     /// Saturation bound, requests in flight.
-    pub inflight_max: u32,
+    pub inflight_max: InflightMax,
     /// KV cache, tokens.
     pub cache_tokens: u64,
     /// Health path.
@@ -234,6 +239,8 @@ pub struct Policies {
     pub models: HashMap<String, (Policy, PolicyParams)>,
     /// Whether X-Router-Policy is obeyed.
     pub override_allowed: bool,
+    /// Picks beside whatever policy is in force, and is not obeyed.
+    pub shadow: Option<(Policy, PolicyParams)>,
 }
 
 impl Policies {

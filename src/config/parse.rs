@@ -62,6 +62,10 @@ pub(super) fn document<T: DeserializeOwned>(
     Ok((file, value))
 }
 
+/// Keys of earlier versions, and what to do about them.
+const REMOVED: [(&str, &str); 1] =
+    [("request_tokens", "take it out: what a request costs is learned from each worker's answers")];
+
 fn explain(error: &serde_path_to_error::Error<serde_yaml_ng::Error>, root: &Value) -> ConfigError {
     let path = error.path().to_string();
     let text = one_line(error.inner());
@@ -76,9 +80,11 @@ fn explain(error: &serde_path_to_error::Error<serde_yaml_ng::Error>, root: &Valu
             .map(|name| (strsim::jaro_winkler(name, unknown), *name))
             .max_by(|a, b| a.0.total_cmp(&b.0))
             .filter(|(likeness, _)| *likeness > 0.75);
-        let remedy = match near {
-            Some((_, name)) => format!("did you mean `{name}`?"),
-            None => format!("known keys here: {}", known.join(", ")),
+        let removed = REMOVED.iter().find(|(name, _)| *name == unknown);
+        let remedy = match (removed, near) {
+            (Some((_, remedy)), _) => (*remedy).to_owned(),
+            (None, Some((_, name))) => format!("did you mean `{name}`?"),
+            (None, None) => format!("known keys here: {}", known.join(", ")),
         };
         return ConfigError::new(key, value, "unknown key", remedy);
     }
@@ -156,7 +162,7 @@ mod tests {
     #[test]
     fn wrong_type_names_the_value() {
         let text = message("limits: {inflight_max: many}");
-        assert!(text.starts_with("limits.inflight_max: `many`: invalid type"), "{text}");
+        assert!(text.starts_with("limits.inflight_max: `many`: invalid value"), "{text}");
     }
 
     #[test]

@@ -9,7 +9,9 @@ use super::{
     AdminConfig, Config, ConfigError, HeadersConfig, HealthConfig, IndexConfig, LogConfig,
     Policies, ReportsConfig, StateConfig, Timeouts, TlsConfig,
     discovery::discovery,
-    file, peers,
+    file,
+    limits::limits,
+    peers,
     truth::{aligned_models, aligned_params, kv_events_mode},
     workers::{WorkerDefaults, path, workers},
 };
@@ -34,7 +36,7 @@ pub(super) fn validate(file: file::File) -> Checked<Config> {
     let peers = file.peers.as_ref().map(peers::peers).transpose()?;
     let health = health(&file.health)?;
     let index = index(&file.index)?;
-    limits(&file.limits)?;
+    let auto_limit = limits(&file.limits)?;
     let kv_events = kv_events_mode("kv_events", &file.kv_events)?;
     let defaults = WorkerDefaults::new(&file, &health, &index, &kv_events);
     let config = Config {
@@ -60,6 +62,7 @@ pub(super) fn validate(file: file::File) -> Checked<Config> {
         include_usage: file.feedback.include_usage,
         kv_events,
         limits: file.limits,
+        auto_limit,
         state: state(file.state)?,
         upstream_tls: upstream_tls(file.upstream_tls)?,
         listen,
@@ -217,7 +220,14 @@ fn policies(file: &file::File) -> Checked<Policies> {
         };
         models.insert(name.clone(), (chosen, params));
     }
-    Ok(Policies { default: (top, top_params), models, override_allowed: file.policy_override })
+    let shadow = |shadow: &file::Shadow| {
+        let named = policy("shadow.policy", &shadow.policy)?;
+        let params = policy_params("shadow.policy_params", &shadow.policy_params, top_params)?;
+        Ok((named, params))
+    };
+    let shadow = file.shadow.as_ref().map(shadow).transpose()?;
+    let override_allowed = file.policy_override;
+    Ok(Policies { default: (top, top_params), models, override_allowed, shadow })
 }
 
 fn policy_params(
@@ -228,7 +238,6 @@ fn policy_params(
     let base = base.settings();
     let settings = PolicySettings {
         decode_tokens: file.decode_tokens.unwrap_or(base.decode_tokens),
-        request_tokens: file.request_tokens.unwrap_or(base.request_tokens),
         bounded_load: file.bounded_load.unwrap_or(base.bounded_load),
         hit_weight: file.hit_weight.unwrap_or(base.hit_weight),
         load_weight: file.load_weight.unwrap_or(base.load_weight),
@@ -254,22 +263,6 @@ fn header_name(key: &str, text: &str) -> Checked<http::HeaderName> {
         let remedy = "write a name such as x-session-id";
         ConfigError::new(key, format!("`{text}`"), "not a header name", remedy)
     })
-}
-
-/// Most further attempts after a failed one.
-pub const RETRIES_MAX: usize = 15;
-
-fn limits(limits: &file::Limits) -> Checked<()> {
-    at_least("limits.body_bytes_max", limits.body_bytes_max as u64, 1024)?;
-    let body = limits.body_bytes_max as u64;
-    at_least("limits.buffered_bytes_max", limits.buffered_bytes_max as u64, body)?;
-    at_least("limits.inflight_max", u64::from(limits.inflight_max), 1)?;
-    if limits.retries_max > RETRIES_MAX {
-        let remedy = "write 0 to 15";
-        let value = limits.retries_max;
-        return Err(ConfigError::new("limits.retries_max", value, "too many", remedy));
-    }
-    between("limits.ejected_share_max", limits.ejected_share_max, 0.0, 1.0).map(drop)
 }
 
 fn timeouts(t: &file::Timeouts) -> Checked<Timeouts> {

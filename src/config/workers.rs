@@ -9,16 +9,17 @@ use std::{
 use super::{
     ConfigError, HealthConfig, IndexConfig, KvEvents, ModelsDeclared, WorkerConfig, WorkerUrl,
     file,
+    limits::inflight_max,
     truth::kv_events,
     validate::{Checked, at_least, between, slow_start},
 };
-use crate::routing::worker::WorkerId;
+use crate::routing::{InflightMax, worker::WorkerId};
 
 /// What a worker gets that says nothing of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WorkerDefaults {
     /// Saturation bound.
-    pub inflight_max: u32,
+    pub inflight_max: InflightMax,
     /// KV cache, tokens.
     pub cache_tokens: u64,
     /// Health path.
@@ -88,8 +89,8 @@ pub(super) fn worker(
     })?;
     let mut url = worker_url(&key("url"), &worker.url)?;
     url.tls_name = worker_tls_name(key, worker, &url, defaults.verify_tls)?;
-    let inflight_max = worker.inflight_max.unwrap_or(defaults.inflight_max);
-    at_least(&key("inflight_max"), u64::from(inflight_max), 1)?;
+    let inflight_max =
+        inflight_max(&key("inflight_max"), worker.inflight_max.unwrap_or(defaults.inflight_max))?;
     let cache_tokens = worker.cache_tokens.unwrap_or(defaults.cache_tokens);
     at_least(&key("cache_tokens"), cache_tokens, 1)?;
     let health_path = worker.health_path.as_deref().unwrap_or(&defaults.health_path);

@@ -9,7 +9,7 @@ use crate::{
         prefix::Matched,
         trust::{Feedback, Trust, WorkerEvent},
     },
-    telemetry::events,
+    telemetry::{self, events},
     wire::usage::Usage,
 };
 
@@ -90,6 +90,7 @@ impl Fleet {
         metrics.actual_tokens.inc_by(actual);
         metrics.stale_tokens.inc_by(predicted.saturating_sub(actual));
         metrics.missed_tokens.inc_by(actual.saturating_sub(predicted));
+        telemetry::regret::answered(&picked.account.regret.answered(usage.prompt_tokens, actual));
         let prompt_tokens = usage.prompt_tokens.max(1);
         // Blocks of ours in tokens; exact where prompts are token ids.
         let tokens_a_block = match prediction.tokens {

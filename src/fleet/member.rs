@@ -23,10 +23,9 @@ use super::{
 use crate::{
     config::{Config, ModelsDeclared, WorkerConfig, WorkerUrl},
     routing::{
-        Breaker, BreakerState, Load, PrefillRate, WorkerId,
+        Breaker, BreakerState, Limit, Load, Pace, WorkerId,
         prefix::{Holdings, PrefixIndex},
         ramp_share,
-        rate::RATE_UNTIL_LEARNED,
     },
     telemetry::metrics::WorkerMetrics,
     wire::models::ModelEntry,
@@ -129,14 +128,14 @@ pub struct Member {
     pub(super) ask_resync: AtomicBool,
     /// Its breaker.
     pub(super) breaker: Mutex<Breaker>,
-    /// Its prefill speed.
-    pub(super) rate: Mutex<PrefillRate>,
+    /// What its bound on requests in flight is found by.
+    pub(super) limit: Mutex<Limit>,
+    /// What prefill it has before it, and how fast it goes.
+    pub pace: Arc<Mutex<Pace>>,
     /// What it said in reports.
     pub(super) reported: Mutex<Reported>,
     /// How far what it publishes has been followed.
     pub(super) published: Mutex<Published>,
-    /// `rate` made comparable with the fleet's, as the bits of an f64.
-    comparable_rate: AtomicU64,
     /// Requests at the worker that are not ours, by its heartbeats.
     foreign: AtomicU32,
     /// What other routers told of theirs.
@@ -189,10 +188,10 @@ impl Member {
             truth: Mutex::new(Truth::new(blocks_max)),
             ask_resync: AtomicBool::new(false),
             breaker: Mutex::new(Breaker::new(config.breaker, now)),
-            rate: Mutex::new(PrefillRate::new()),
+            limit: Mutex::default(),
+            pace: Arc::new(Mutex::new(Pace::new(now))),
             reported: Mutex::default(),
             published: Mutex::default(),
-            comparable_rate: AtomicU64::new(RATE_UNTIL_LEARNED.to_bits()),
             foreign: AtomicU32::new(0),
             peer_loads: Mutex::default(),
             has_peers: AtomicBool::new(false),
@@ -281,11 +280,16 @@ impl Member {
 
     /// Its weight at `now`, of the one its settings give.
     pub(super) fn weight(&self, settings: &WorkerConfig, now: Instant) -> f64 {
+        settings.weight * self.ramp_share(settings, now)
+    }
+
+    /// The share of it that it has got.
+    pub(super) fn ramp_share(&self, settings: &WorkerConfig, now: Instant) -> f64 {
         match self.ramp_since.load(Relaxed) {
-            NO_RAMP => settings.weight,
+            NO_RAMP => 1.0,
             since => {
                 let since = self.joined_at + Duration::from_micros(since);
-                settings.weight * ramp_share(since, settings.slow_start, now)
+                ramp_share(since, settings.slow_start, now)
             }
         }
     }
@@ -417,14 +421,5 @@ impl Member {
 
     pub(super) fn set_foreign(&self, requests: u32) {
         self.foreign.store(requests.min(FOREIGN_MAX), Relaxed);
-    }
-
-    /// Prefill rate for decisions, tokens a second.
-    pub fn comparable_rate(&self) -> f64 {
-        f64::from_bits(self.comparable_rate.load(Relaxed))
-    }
-
-    pub(super) fn set_comparable_rate(&self, tokens_per_s: f64) {
-        self.comparable_rate.store(tokens_per_s.to_bits(), Relaxed);
     }
 }

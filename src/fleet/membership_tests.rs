@@ -9,10 +9,11 @@ use crate::{
     clock,
     config::Config,
     fleet::{
-        Health, HeartbeatError, RemoveError, UnknownWorker, inflight::InflightGuard,
+        Health, HeartbeatError, RemoveError, UnknownWorker,
+        inflight::{Dispatch, InflightGuard},
         operate::REMOVED_MAX,
     },
-    routing::{BreakerState, Outcome, block::Secret},
+    routing::{BreakerState, InflightMax, Outcome, block::Secret},
     wire::report::{self, Heartbeat},
 };
 
@@ -90,7 +91,10 @@ fn another_address_is_another_worker_and_the_old_one_goes_when_its_requests_do()
     let (fleet, now) = fleet();
     fleet.set_workers(&Origin::File, workers(&[("move-a", 11, "")]), now);
     let old = of(&fleet, "move-a");
-    let guard = InflightGuard::new(old.counts.clone(), old.metrics.clone(), 10);
+    let window = Duration::from_secs(1);
+    let dispatch = Dispatch { tokens: 10, uncached_tokens: 10, streams: true, window };
+    let (counts, metrics) = (old.counts.clone(), old.metrics.clone());
+    let guard = InflightGuard::new(counts, metrics, old.pace.clone(), &dispatch, now);
     let changed = fleet.set_workers(&Origin::File, workers(&[("move-a", 12, "")]), now);
     assert_eq!((names(&changed.left), names(&changed.joined)), (vec!["move-a"], vec!["move-a"]));
     let new = of(&fleet, "move-a");
@@ -214,7 +218,7 @@ fn a_reload_reaches_every_member() {
         let member = of(&fleet, id);
         member.set_health(true);
         let settings = member.settings();
-        assert_eq!(settings.inflight_max, inflight_max, "{id}");
+        assert_eq!(settings.inflight_max, InflightMax::Fixed(inflight_max), "{id}");
         assert_eq!((&*settings.health_path, settings.slow_start.as_secs()), ("/up", 3), "{id}");
         assert_eq!(member.truth.lock().budget(), 100, "{id}");
     }

@@ -3,11 +3,14 @@
 //! The member list is swapped whole; a request keeps the `Arc` of its worker, so a worker that
 //! leaves goes when its last request does.
 
+mod account;
 mod aligned;
 mod apply;
 mod feedback;
+mod forecast;
 mod heartbeat;
 pub mod inflight;
+mod limit;
 mod live;
 pub mod member;
 pub mod membership;
@@ -33,10 +36,12 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+pub use account::{Account, Shadowed};
 pub use aligned::{AlignedEntry, AlignedModels};
 pub use apply::{Applied, ApplyError};
 pub use feedback::{Prediction, Verdict};
 pub use heartbeat::{Beaten, HeartbeatError};
+pub use limit::{Ahead, LimitStatus};
 pub use live::Live;
 pub use member::{Health, Member, Models};
 use membership::Membership;
@@ -52,7 +57,7 @@ use truth::{Source, SourceEvent};
 
 use crate::{
     routing::{
-        FleetRate, Outcome, WorkerId,
+        Outcome, WorkerId,
         breaker::{BreakerState, may_eject},
         trust::WorkerEvent,
     },
@@ -72,6 +77,8 @@ pub struct Fleet {
     /// Since when requests go to some member, if they do.
     serving_since: Mutex<Option<Instant>>,
     turn: AtomicU64,
+    /// The policy beside the live one.
+    shadow: account::Shadow,
     /// True once some worker has a verdict of its health checks.
     verdict: watch::Sender<bool>,
     /// Whom we tell what we presume.
@@ -88,6 +95,7 @@ impl Fleet {
             membership: Mutex::default(),
             serving_since: Mutex::new(None),
             turn: AtomicU64::new(0),
+            shadow: account::Shadow::new(),
             verdict: watch::Sender::new(false),
             outbox: outbox::Outbox::default(),
         };
@@ -197,21 +205,14 @@ impl Fleet {
         may_eject(working, ejected, self.live.load().config.limits.ejected_share_max)
     }
 
-    /// A streamed answer began `elapsed` after dispatch, with so many tokens of prefill before it.
-    pub fn record_prefill(member: &Member, tokens: u64, elapsed: Duration) {
-        member.rate.lock().observe(tokens, elapsed);
-    }
-
-    /// Regular upkeep, about once a second: makes rates comparable, lets leases lapse, sets gauges.
+    /// Regular upkeep, about once a second: makes paces comparable, lets leases lapse, sets gauges.
     pub fn upkeep(&self, now: Instant) {
         let members = self.members();
-        let rates: Vec<_> = members.iter().map(|member| *member.rate.lock()).collect();
-        let fleet_rate = FleetRate::mean_of(&rates);
-        for (member, rate) in members.iter().zip(&rates) {
-            member.set_comparable_rate(fleet_rate.of(rate));
-        }
+        forecast::believe(&members);
+        let auto_limit = self.live.load().config.auto_limit;
         for member in members.iter() {
             member.ages(now);
+            member.limit_ages(&auto_limit, now);
             member.peers_age(now);
             let (at, silent) = {
                 let mut reported = member.reported.lock();

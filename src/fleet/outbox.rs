@@ -266,6 +266,7 @@ mod tests {
             block_tokens: 0,
             kind: PromptKind::Prompt,
             tokens: 1024,
+            streams: true,
             session: None,
             prefix: None,
             tried: &[],

@@ -2,19 +2,24 @@
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use smallvec::SmallVec;
 
 use super::{
-    Fleet, Health, Live, Member, feedback::Prediction, inflight::InflightGuard, is_tried,
+    Account, Fleet, Health, Live, Member,
+    feedback::Prediction,
+    inflight::{Dispatch, InflightGuard},
+    is_tried,
+    limit::{self, Ahead},
     truth::Domain,
 };
 use crate::{
+    config::Config,
     routing::{
         self, Admission, Ask, Candidate, Policy, PolicyParams, PromptKind, Reason, Shed, WorkerId,
-        block::BlockHash, capacity::Sent, prefix::Matched,
+        block::BlockHash, capacity::Sent, prefix::Matched, traffic,
     },
     telemetry::{events, metrics},
 };
@@ -42,6 +47,8 @@ pub struct PromptAsk<'a> {
     pub kind: PromptKind,
     /// Estimated prompt tokens.
     pub tokens: u64,
+    /// Whether it asks for a stream, so that its first token will be seen.
+    pub streams: bool,
     /// Session, hashed.
     pub session: Option<u64>,
     /// System prompt, hashed.
@@ -63,12 +70,16 @@ pub struct Picked {
     pub matched_blocks: usize,
     /// Blocks the prompt has.
     pub total_blocks: usize,
+    /// What it is counted as.
+    pub account: Account,
     /// What was believed of its cache.
     pub prediction: Prediction,
     /// What the answer will tell of its capacity.
     pub sent: Option<Sent>,
     /// Prefill tokens before the first token: those queued there before, and this prompt's own.
     pub tokens_ahead: u64,
+    /// What was there before it.
+    pub ahead: Ahead,
     /// Keeps the count.
     pub guard: InflightGuard,
     /// Whether this request is the breaker's probe.
@@ -107,8 +118,9 @@ impl Fleet {
             return Err(PickError::UnknownModel);
         }
         let question = self.question(ask);
-        let mut candidates = candidates(&members, ask, live.config.index.credits, now);
+        let mut candidates = candidates(&members, ask, &live.config, now);
         let picked = loop {
+            limit::relent(&mut candidates, &members, &live.config.auto_limit);
             let decision = routing::pick(
                 ask.policy.0,
                 &ask.policy.1,
@@ -128,7 +140,8 @@ impl Fleet {
             candidates.retain(|candidate| candidate.slot != decision.slot);
         };
         let (member, decision, probe) = picked;
-        let picked = mark(member, ask, &decision, probe, now);
+        let account = self.account(live, &question, &candidates, &decision, &members);
+        let picked = mark(member, ask, &decision, account, probe, window_of(&candidates), now);
         self.tell_presumed(&picked, ask.prompts, ask.domain, ask.tenant);
         events::decided(picked.reason);
         let took = crate::clock::now().saturating_duration_since(started);
@@ -166,7 +179,7 @@ fn blocks_of(prompts: &[Vec<BlockHash>]) -> u32 {
 fn candidates(
     members: &[Arc<Member>],
     ask: &PromptAsk<'_>,
-    credits: [f64; 2],
+    config: &Config,
     now: Instant,
 ) -> SmallVec<[Candidate; 32]> {
     let mut candidates = SmallVec::new();
@@ -183,18 +196,20 @@ fn candidates(
             0
         } else {
             let confirms = member.truth.lock().confirms(ask.domain, ask.tenant);
-            let matched = |prompt: &Vec<_>| worth(&member.matched(prompt, confirms), credits);
+            let matched =
+                |prompt: &Vec<_>| worth(&member.matched(prompt, confirms), config.index.credits);
             ask.prompts.iter().map(matched).sum()
         };
         let settings = member.settings();
+        let (load, forecast) = member.prospect(now);
         candidates.push(Candidate {
             slot,
             key: member.id().key(),
             weight: member.weight(&settings, now),
             matched_blocks: u32::try_from(matched).unwrap_or(u32::MAX),
-            load: member.load(now),
-            inflight_max: settings.inflight_max,
-            prefill_tokens_per_s: member.comparable_rate(),
+            load,
+            inflight_max: member.gate(&settings, &load, &config.auto_limit, now),
+            forecast,
         });
     }
     candidates
@@ -219,11 +234,19 @@ fn claim(member: &Member, now: Instant) -> Option<bool> {
     }
 }
 
+/// How long averages are to reach back at the rate of all that were candidates.
+fn window_of(candidates: &[Candidate]) -> Duration {
+    let rates = candidates.iter().map(|candidate| candidate.forecast.traffic.requests_per_s);
+    traffic::window(candidates.len(), rates.sum())
+}
+
 fn mark(
     member: Arc<Member>,
     ask: &PromptAsk<'_>,
     decision: &routing::Decision,
+    account: Account,
     probe: bool,
+    window: Duration,
     now: Instant,
 ) -> Picked {
     let total_blocks = blocks_of(ask.prompts);
@@ -268,15 +291,21 @@ fn mark(
     }
     member.metrics.matched_blocks.inc_by(u64::from(matched));
     member.metrics.prompt_blocks.inc_by(u64::from(total_blocks));
-    let tokens_ahead = member.load(now).queued_tokens.saturating_add(uncached);
-    let guard = InflightGuard::new(member.counts.clone(), member.metrics.clone(), uncached);
+    let load = member.load(now);
+    let (tokens_ahead, ahead) = (load.queued_tokens.saturating_add(uncached), member.ahead(&load));
+    let dispatch =
+        Dispatch { tokens: ask.tokens, uncached_tokens: uncached, streams: ask.streams, window };
+    let (counts, metrics) = (member.counts.clone(), member.metrics.clone());
+    let guard = InflightGuard::new(counts, metrics, member.pace.clone(), &dispatch, now);
     Picked {
         reason: decision.reason,
         matched_blocks: matched as usize,
         total_blocks: total_blocks as usize,
+        account,
         prediction,
         sent,
         tokens_ahead,
+        ahead,
         guard,
         probe,
         confirms,

@@ -17,7 +17,7 @@ use crate::{
     config::{ModelsDeclared, WorkerConfig, worker_url},
     kv_events::{Position, Print, Resume},
     routing::{
-        Breaker, PrefillRate, WorkerId,
+        Breaker, Limit, WorkerId,
         prefix::{Holdings, PrefixIndex},
     },
     state::{PublishedState, RankState, StateHeader, WorkerState},
@@ -66,7 +66,8 @@ impl Member {
             pushes: self.pushes(),
             models: models_of(&self.models()),
             breaker: self.breaker.lock().image(now),
-            rate: self.rate.lock().image(),
+            limit: self.limit.lock().image(),
+            prefill: self.pace.lock().image(),
             ..WorkerState::default()
         };
         let until = self.lease_until.as_ref().map(|until| *until.lock());
@@ -94,7 +95,8 @@ impl Member {
             self.restore_models(models);
         }
         *self.breaker.lock() = Breaker::restore(live.config.breaker, &state.breaker, away, now);
-        *self.rate.lock() = PrefillRate::restore(state.rate);
+        *self.limit.lock() = Limit::restore(&state.limit);
+        self.pace.lock().restore(state.prefill);
         self.set_drained(state.drained);
         self.set_pushes(state.pushes);
         if let (Some(until), Some(left)) = (&self.lease_until, state.lease_left) {

@@ -5,10 +5,13 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::{
-    Fleet, Health, Models,
+    Fleet, Health, LimitStatus, Models,
     reported::{RankReports, Reported, Said},
 };
-use crate::telemetry::{events, metrics::BREAKER_STATES};
+use crate::{
+    routing::LimitParams,
+    telemetry::{events, metrics::BREAKER_STATES},
+};
 
 /// One worker, for `/workers`.
 #[derive(Debug, Serialize)]
@@ -28,15 +31,27 @@ pub struct WorkerStatus {
     pub weight_now: f64,
     pub inflight: u32,
     pub inflight_max: u32,
+    pub limit: LimitStatus,
     pub queued_tokens: u64,
     pub decodes: u32,
     pub peers_inflight: u32,
     pub peers_queued_tokens: u64,
     pub prefill_tokens_per_s: f64,
+    pub backlog_s: f64,
+    pub prefill: PrefillStatus,
     pub trust: &'static str,
     pub index: IndexStatus,
     pub predictions: PredictionStatus,
     pub reports: ReportStatus,
+}
+
+/// What prefill is believed to cost at a worker, and whether that is its own.
+#[derive(Debug, Serialize)]
+pub struct PrefillStatus {
+    pub learned: bool,
+    pub request_s: f64,
+    pub token_s: f64,
+    pub pair_s: f64,
 }
 
 /// A worker's prefix index.
@@ -105,17 +120,20 @@ impl ReportStatus {
 impl Fleet {
     /// Every worker.
     pub fn status(&self, now: Instant) -> Vec<WorkerStatus> {
-        self.members().iter().map(|member| status(member, now)).collect()
+        let params = self.live.load().config.auto_limit;
+        self.members().iter().map(|member| status(member, &params, now)).collect()
     }
 
     /// One worker.
     pub fn status_of(&self, id: &str, now: Instant) -> Option<WorkerStatus> {
-        self.member(id).map(|member| status(&member, now))
+        let params = self.live.load().config.auto_limit;
+        self.member(id).map(|member| status(&member, &params, now))
     }
 
     pub(super) fn set_gauges(&self, now: Instant) {
+        let params = self.live.load().config.auto_limit;
         for member in self.members().iter() {
-            let (status, metrics) = (status(member, now), &member.metrics);
+            let (status, metrics) = (status(member, &params, now), &member.metrics);
             metrics.index_bytes.set(status.index.bytes as i64);
             metrics.index_blocks.set(status.index.blocks as i64);
             for (counter, total) in [
@@ -134,11 +152,18 @@ impl Fleet {
             let state = BREAKER_STATES.iter().position(|state| *state == status.breaker);
             metrics.breaker_state.set(state.unwrap_or_default() as i64);
             metrics.weight.set(status.weight_now);
+            metrics.inflight_max.set(i64::from(status.inflight_max));
+            metrics.backlog.set(status.backlog_s);
+            metrics.prefill_rate.set(status.prefill_tokens_per_s);
+            let PrefillStatus { request_s, token_s, pair_s, .. } = status.prefill;
+            for (gauge, cost) in metrics.prefill_cost.iter().zip([request_s, token_s, pair_s]) {
+                gauge.set(cost);
+            }
         }
     }
 }
 
-fn status(member: &super::Member, now: Instant) -> WorkerStatus {
+fn status(member: &super::Member, params: &LimitParams, now: Instant) -> WorkerStatus {
     let load = member.counts.load();
     let peer_load = member.peer_load(now);
     let breaker = events::state_name(member.breaker.lock().state(now));
@@ -153,6 +178,11 @@ fn status(member: &super::Member, now: Instant) -> WorkerStatus {
     let models = member.models();
     let settings = member.settings();
     let drained = member.is_drained();
+    let (inflight_max, limit) = member.limit_status(params, now);
+    let (cost, backlog_s, learned) = {
+        let pace = member.pace.lock();
+        (pace.cost(), pace.forecast(now).backlog_s, pace.learned().is_some())
+    };
     WorkerStatus {
         id: member.id().to_string(),
         url: member.url().text.to_string(),
@@ -175,12 +205,20 @@ fn status(member: &super::Member, now: Instant) -> WorkerStatus {
         weight: settings.weight,
         weight_now: member.weight(&settings, now),
         inflight: load.requests,
-        inflight_max: settings.inflight_max,
+        inflight_max,
+        limit,
         queued_tokens: load.queued_tokens,
         decodes: load.decodes,
         peers_inflight: peer_load.requests,
         peers_queued_tokens: peer_load.queued_tokens,
-        prefill_tokens_per_s: member.comparable_rate(),
+        prefill_tokens_per_s: cost.tokens_per_s(),
+        backlog_s,
+        prefill: PrefillStatus {
+            learned,
+            request_s: cost.request_s,
+            token_s: cost.token_s,
+            pair_s: cost.pair_s,
+        },
         trust,
         index: IndexStatus {
             blocks: index.blocks() + apart.blocks,

@@ -26,6 +26,8 @@ pub struct Ready {
     pub fleet: Arc<Fleet>,
     /// Open when we may accept.
     pub gate: watch::Receiver<bool>,
+    /// True once we hear signals: a main process may be sent one at any time.
+    pub hears: watch::Receiver<bool>,
     /// Whether a successor is the main process.
     pub drain: Arc<DrainState>,
 }
@@ -33,9 +35,10 @@ pub struct Ready {
 #[async_trait]
 impl BackgroundService for Ready {
     async fn start(&self, mut shutdown: ShutdownWatch) {
-        let mut gate = self.gate.clone();
-        if gate.wait_for(|open| *open).await.is_err() {
-            return;
+        for may in [&self.gate, &self.hears] {
+            if may.clone().wait_for(|may| *may).await.is_err() {
+                return;
+            }
         }
         let mut verdict = self.fleet.first_verdict();
         let _ = timeout(READY_AFTER, verdict.wait_for(|known| *known)).await;

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
 };
 
 use super::{
@@ -42,6 +42,8 @@ pub struct Signals {
     pub snapshots: Option<Arc<Snapshots>>,
     /// Orders; taken when the watch begins.
     pub commands: Mutex<Option<mpsc::Receiver<Command>>>,
+    /// Told when signals are heard; until then they end the process.
+    pub hearing: watch::Sender<bool>,
 }
 
 /// Signals we hear.
@@ -73,6 +75,7 @@ impl ShutdownSignalWatch for Signals {
             tracing::error!("signals cannot be watched");
             return ShutdownSignal::FastShutdown;
         };
+        self.hearing.send_replace(true);
         let (over, mut handed_over) = mpsc::channel(1);
         loop {
             tokio::select! {

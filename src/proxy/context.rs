@@ -16,7 +16,7 @@ use crate::{
     config::{BYTES_PER_TOKEN, Config},
     drain::OpenRequest,
     fleet::{Domain, Fleet, Member, Picked, Verdict},
-    routing::{Outcome, Policy, PolicyParams, PromptKind, Reason, WorkerId},
+    routing::{Outcome, Policy, PolicyParams, PromptKind, Reason, Regret, WorkerId},
     wire::{
         endpoint::Endpoint, error_body::OwnError, include_usage::Strip, prompt::Facts,
         sse::FirstContent, usage::UsageWatch,
@@ -66,6 +66,10 @@ pub struct RequestContext {
     pub reason: Option<Reason>,
     /// Matched and total blocks told to the client.
     pub matched: (usize, usize),
+    /// What the last pick left unused.
+    pub regret: Regret,
+    /// Whom the shadow policy would have picked there.
+    pub shadow: Option<WorkerId>,
     /// Worker told to the client.
     pub worker: Option<Arc<Member>>,
     /// Status of an answer of our own.
@@ -130,6 +134,8 @@ impl RequestContext {
             failure: None,
             reason: None,
             matched: (0, 0),
+            regret: Regret::default(),
+            shadow: None,
             worker: None,
             own_status: None,
             stream: StreamWatch::default(),
@@ -169,8 +175,17 @@ impl RequestContext {
         fleet.record_outcome(&attempt.picked.member, outcome, attempt.picked.at, now);
     }
 
-    /// The attempt is over without a word on the worker's health, if none was recorded.
+    /// The worker got the request, and no other will: what was decided counts.
+    pub fn stands(&mut self) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.picked.account.count();
+        }
+    }
+
+    /// The attempt is over: it counts unless it was struck before, and says nothing on the worker's
+    /// health, if nothing was recorded.
     pub fn end_attempt(&mut self) {
+        self.stands();
         if let Some(attempt) = self.attempt.take()
             && !attempt.outcome_known
             && attempt.picked.probe
@@ -179,10 +194,17 @@ impl RequestContext {
         }
     }
 
-    /// The worker has begun to answer: its prefill is done.
-    pub fn answering(&mut self) {
+    /// The first content of a stream has come.
+    pub fn first_token(&mut self, now: Instant) {
         if let Some(attempt) = &mut self.attempt {
-            attempt.picked.guard.answering();
+            attempt.picked.guard.first_token(now);
+        }
+    }
+
+    /// An answer that is no stream begins.
+    pub fn whole_answer(&mut self, now: Instant) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.picked.guard.whole_answer(now);
         }
     }
 

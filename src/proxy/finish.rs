@@ -10,7 +10,7 @@ use super::{context::RequestContext, respond};
 use crate::{
     clock,
     fleet::Fleet,
-    routing::{Outcome, PromptKind},
+    routing::{Outcome, PromptKind, WorkerId},
     telemetry::{access_log, events},
     wire::{error_body::OwnError, usage::UsageWatch},
 };
@@ -27,14 +27,20 @@ pub(super) fn on_response_header(
     if response.status.is_informational() {
         return;
     }
+    ctx.stands();
     let content_type = response.headers.get(header::CONTENT_TYPE);
     ctx.stream.is_sse =
         content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
     if !ctx.stream.is_sse {
         // A stream's header comes before any prefill: there the first content is the sign.
-        ctx.answering();
+        ctx.whole_answer(clock::now());
     }
     let outcome = outcome_of(response);
+    if let Some(attempt) = &ctx.attempt
+        && (outcome == Outcome::Success || has_enough(response))
+    {
+        fleet.record_taken(&attempt.picked, outcome == Outcome::Success, clock::now());
+    }
     let plain = !response.headers.contains_key(header::CONTENT_ENCODING);
     if outcome == Outcome::Success && ctx.kind == PromptKind::Prompt && plain {
         ctx.stream.usage = Some(UsageWatch::new(ctx.stream.is_sse));
@@ -57,6 +63,11 @@ fn outcome_of(response: &ResponseHeader) -> Outcome {
         500.. => Outcome::Failure,
         _ => Outcome::Success,
     }
+}
+
+/// Whether the worker says that it has too much to do.
+fn has_enough(response: &ResponseHeader) -> bool {
+    matches!(response.status.as_u16(), 429 | 503)
 }
 
 /// A piece of the answer goes by.
@@ -102,12 +113,11 @@ pub(super) fn on_response_chunk(
         } else if ctx.stream.first.feed(chunk) {
             let ttft = now.saturating_duration_since(ctx.arrived);
             ctx.stream.ttft = Some(ttft);
-            ctx.answering();
+            ctx.first_token(now);
             if let Some(attempt) = &ctx.attempt {
                 let picked = &attempt.picked;
                 picked.member.metrics.ttft.observe(ttft.as_secs_f64());
-                let prefill = now.saturating_duration_since(picked.at);
-                Fleet::record_prefill(&picked.member, picked.tokens_ahead, prefill);
+                fleet.record_start(picked, now);
             }
             ctx.goes_well(fleet, now);
         }
@@ -195,6 +205,7 @@ pub(super) fn on_end(session: &Session, error: Option<&Error>, ctx: &mut Request
     events::answered(worker, status, ctx.endpoint.as_str(), took);
     if access_log::is_on() {
         let header = session.req_header();
+        let prompt = ctx.regret.prompt_tokens > 0;
         access_log::write(&access_log::Line {
             ts: access_log::unix_s(),
             id: &ctx.request_id,
@@ -206,6 +217,9 @@ pub(super) fn on_end(session: &Session, error: Option<&Error>, ctx: &mut Request
             reason: ctx.reason.map_or("none", crate::routing::Reason::as_str),
             matched: ctx.matched.0,
             blocks: ctx.matched.1,
+            chosen_tokens: prompt.then_some(ctx.regret.chosen_tokens),
+            best_tokens: prompt.then_some(ctx.regret.best_tokens),
+            shadow: ctx.shadow.as_ref().map(WorkerId::as_str),
             predicted_tokens: ctx.verdict.map(|verdict| verdict.predicted),
             cached_tokens: ctx.verdict.map(|verdict| verdict.actual),
             tries: ctx.tries,

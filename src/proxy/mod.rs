@@ -81,6 +81,7 @@ impl Proxy {
             bytes: ctx.facts.prompt_bytes,
             exact_tokens: ctx.facts.tokens,
             block_tokens: ctx.facts.block_tokens,
+            streams: ctx.facts.stream,
             session: ctx.session,
             prefix: ctx.facts.prefix,
             tried: &ctx.tried,
@@ -104,6 +105,8 @@ impl Proxy {
         ctx.replay.restart();
         ctx.reason = Some(picked.reason);
         ctx.matched = (picked.matched_blocks, picked.total_blocks);
+        ctx.regret = picked.account.regret;
+        ctx.shadow = picked.account.shadow.as_ref().map(|shadow| shadow.worker.clone());
         ctx.worker = Some(picked.member.clone());
         ctx.attempt = Some(Attempt { picked, connected_at: None, outcome_known: false });
         Ok(peer)
@@ -115,9 +118,11 @@ impl Proxy {
     }
 }
 
-/// Ends the attempt; true when another one is allowed.
+/// Ends the attempt, which never got to its worker; true when another one is allowed.
 fn give_up(ctx: &mut RequestContext, error: OwnError, cause: &'static str) -> bool {
-    if let Some(attempt) = &ctx.attempt {
+    if let Some(attempt) = &mut ctx.attempt {
+        attempt.picked.account.strike();
+        attempt.picked.guard.never_sent(clock::now());
         ctx.tried.push(attempt.picked.member.id().clone());
     }
     ctx.end_attempt();

@@ -8,25 +8,35 @@
 //!
 //! * [`block`] cuts a prompt into blocks, [`prefix`] remembers which worker should hold which.
 //! * [`worker`] and [`load`] are what a decision may know of a worker.
-//! * [`policy`] picks one; [`saturation`] is its last fence, [`consistent`] its hash order.
+//! * [`policy`] picks one; [`saturation`] is its last fence, which [`limit`] places; [`consistent`] its
+//!   hash order.
 //! * [`breaker`] (with [`window`]) takes failing workers out of the candidates for a while.
 //! * [`ramp`] lets a worker that comes to others that serve begin with a part of its share.
-//! * [`rate`] learns how fast each worker prefills, [`capacity`] how much its cache holds.
+//! * [`pace`] keeps what a worker has to prefill ([`backlog`]), learns what that costs
+//!   ([`prefill`]) and what it has been getting ([`traffic`]); [`capacity`] learns how much its cache
+//!   holds.
+//! * [`regret`] says what a decision left unused, [`shadow`] what another policy would have done.
 //! * [`trust`] says how far to believe what we know of a worker's cache.
 //!
 //! What is learned can be told as an *image* (content, with ages in place of instants) and gone on
 //! with by another process: see [`prefix::image`].
 
+pub mod backlog;
 pub mod block;
 pub mod breaker;
 pub mod capacity;
 pub mod consistent;
+pub mod limit;
 pub mod load;
+pub mod pace;
 pub mod policy;
+pub mod prefill;
 pub mod prefix;
 pub mod ramp;
-pub mod rate;
+pub mod regret;
 pub mod saturation;
+pub mod shadow;
+pub mod traffic;
 pub mod trust;
 pub mod window;
 pub mod worker;
@@ -35,14 +45,18 @@ pub use breaker::{
     Admission, Breaker, BreakerParams, BreakerSettings, BreakerState, Cause, Outcome, Transition,
     may_eject,
 };
+pub use limit::{InflightMax, Limit, LimitParams};
 pub use load::Load;
+pub use pace::{Forecast, Pace};
 pub use policy::{
     Ask, Decision, Policy, PolicyParams, PolicySettings, PromptKind, Reason, Shed, pick,
 };
+pub use prefill::{PrefillCost, Work};
 pub use prefix::{Holdings, HoldingsParams, HoldingsStats, Matched, Tier};
 pub use ramp::{ramp_share, starts_slowly};
-pub use rate::{FleetRate, PrefillRate};
+pub use regret::{Regret, SpillCause};
 pub use saturation::Headroom;
+pub use shadow::{Comparison, Estimate};
 pub use worker::{Candidate, InvalidWorkerId, WorkerId};
 
 /// `now - ago`, or `now` where no instant lies so far back.

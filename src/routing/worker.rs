@@ -6,7 +6,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::load::Load;
-use super::rate::RATE_UNTIL_LEARNED;
+use super::pace::Forecast;
 
 /// Longest name of a worker, in characters (all of them ASCII, so in bytes too). Generous for
 /// `host:port` and pod names, small enough for a metric label.
@@ -96,20 +96,14 @@ pub struct Candidate {
     pub load: Load,
     /// Requests at which it is saturated.
     pub inflight_max: u32,
-    /// How fast it prefills, in tokens a second; over 0. Anything else counts as the rate assumed
-    /// until one is learned.
-    pub prefill_tokens_per_s: f64,
+    /// Its work: what is before it, how fast it goes, what it gets.
+    pub forecast: Forecast,
 }
 
 impl Candidate {
     /// The weight, made safe to divide by: one bad number must not blind every comparison.
     pub(crate) fn safe_weight(&self) -> f64 {
         positive_or(self.weight, 1.0)
-    }
-
-    /// The prefill rate in tokens a second, made safe to divide by.
-    pub(crate) fn safe_rate(&self) -> f64 {
-        positive_or(self.prefill_tokens_per_s, RATE_UNTIL_LEARNED)
     }
 
     /// Whether the valve is shut: see [`super::saturation`].
@@ -166,15 +160,12 @@ mod tests {
             matched_blocks: 0,
             load: Load::default(),
             inflight_max: 1,
-            prefill_tokens_per_s: 500.0,
+            forecast: Forecast::default(),
         };
         assert!((candidate.safe_weight() - 2.0).abs() < 1e-9);
-        assert!((candidate.safe_rate() - 500.0).abs() < 1e-9);
         for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             candidate.weight = bad;
-            candidate.prefill_tokens_per_s = bad;
             assert!((candidate.safe_weight() - 1.0).abs() < 1e-9, "{bad}");
-            assert!((candidate.safe_rate() - RATE_UNTIL_LEARNED).abs() < 1e-9, "{bad}");
         }
     }
 }

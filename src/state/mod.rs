@@ -29,8 +29,9 @@ use crate::routing::{
     block::Secret,
     breaker::BreakerImage,
     capacity::CapacityImage,
+    limit::LimitImage,
+    prefill::PrefillImage,
     prefix::{HoldingsImage, IndexImage},
-    rate::RateImage,
     trust::TrustImage,
 };
 
@@ -142,9 +143,11 @@ pub struct WorkerState {
     pub unconfirmed: IndexImage,
     /// Its breaker.
     pub breaker: BreakerImage,
-    /// Its prefill speed. Packed.
+    /// What its bound on requests in flight is found by.
+    pub limit: LimitImage,
+    /// What its prefill costs. Packed.
     #[serde(skip)]
-    pub rate: RateImage,
+    pub prefill: PrefillImage,
 }
 
 /// A whole state, where it is small enough to be held at once.

@@ -9,12 +9,12 @@ use std::time::Duration;
 use crate::routing::{
     block::{BlockHash, Chain},
     capacity::CapacityImage,
+    prefill::PrefillImage,
     prefix::{
         CacheImage, EngineBlockId, IndexImage, Tier,
         holdings::TierImage,
         image::{RecordImage, RecordsImage, RunImage},
     },
-    rate::RateImage,
 };
 
 /// The bytes are none of ours, though no checksum says so.
@@ -343,13 +343,30 @@ pub(super) fn read_capacity(body: &[u8]) -> Result<CapacityImage, Malformed> {
     Ok(CapacityImage { configured, size, hits, misses, coarseness, sampled })
 }
 
-pub(super) fn rate(out: &mut Vec<u8>, image: &RateImage) {
-    long(out, image.log_mean.to_bits());
+pub(super) fn prefill(out: &mut Vec<u8>, image: &PrefillImage) {
     varint(out, image.observations.into());
+    for number in std::iter::once(&image.log_speed).chain(&image.sums) {
+        long(out, number.to_bits());
+    }
 }
 
-pub(super) fn read_rate(body: &[u8]) -> Result<RateImage, Malformed> {
+pub(super) fn read_prefill(body: &[u8]) -> Result<PrefillImage, Malformed> {
+    let mut bytes = Bytes(body);
+    let observations = bytes.small()?;
+    let log_speed = f64::from_bits(bytes.long()?);
+    let mut sums = [0.0; 9];
+    for sum in &mut sums {
+        *sum = f64::from_bits(bytes.long()?);
+    }
+    Ok(PrefillImage { log_speed, observations, sums })
+}
+
+/// What format 1.0 knew of it: the logarithm of tokens a second.
+pub(super) fn read_rate(body: &[u8]) -> Result<PrefillImage, Malformed> {
     let mut bytes = Bytes(body);
     let log_mean = f64::from_bits(bytes.long()?);
-    Ok(RateImage { log_mean, observations: bytes.small()? })
+    Ok(match bytes.small()? {
+        0 => PrefillImage::default(),
+        observations => PrefillImage::of_log_rate(log_mean, observations),
+    })
 }

@@ -17,7 +17,7 @@ const MAGIC: [u8; 8] = *b"WARMSTAT";
 /// Raised where older readers would misread; they refuse.
 const MAJOR: u16 = 1;
 /// Raised where something is added that older readers may pass over.
-const MINOR: u16 = 0;
+const MINOR: u16 = 1;
 
 const KIND_HEADER: u8 = 1;
 const KIND_WORKER: u8 = 2;
@@ -34,7 +34,9 @@ const WORKER_YOUNG: u8 = 4;
 const WORKER_OLD: u8 = 5;
 const WORKER_UNCONFIRMED: u8 = 6;
 const WORKER_CAPACITY: u8 = 7;
+/// Written up to format 1.0.
 const WORKER_RATE: u8 = 8;
+const WORKER_PREFILL: u8 = 9;
 
 /// Why a state could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -168,7 +170,7 @@ impl<W: Write> Writer<W> {
             section(out, tag, |out| packed::index(out, index));
         }
         section(out, WORKER_CAPACITY, |out| packed::capacity(out, &worker.truth.capacity));
-        section(out, WORKER_RATE, |out| packed::rate(out, &worker.rate));
+        section(out, WORKER_PREFILL, |out| packed::prefill(out, &worker.prefill));
         write_frame(&mut self.to, KIND_WORKER, &self.payload)?;
         self.workers += 1;
         Ok(())
@@ -295,7 +297,8 @@ fn read_worker(payload: &[u8]) -> Result<WorkerState, StateError> {
             WORKER_OLD => holdings.old = packed::read_index(body)?,
             WORKER_UNCONFIRMED => worker.unconfirmed = packed::read_index(body)?,
             WORKER_CAPACITY => worker.truth.capacity = packed::read_capacity(body)?,
-            WORKER_RATE => worker.rate = packed::read_rate(body)?,
+            WORKER_RATE => worker.prefill = packed::read_rate(body)?,
+            WORKER_PREFILL => worker.prefill = packed::read_prefill(body)?,
             // A later version's.
             _ => {}
         }
@@ -305,7 +308,7 @@ fn read_worker(payload: &[u8]) -> Result<WorkerState, StateError> {
     Ok(WorkerState {
         holdings: worker.holdings,
         unconfirmed: worker.unconfirmed,
-        rate: worker.rate,
+        prefill: worker.prefill,
         ..told
     })
 }

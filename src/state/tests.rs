@@ -165,7 +165,13 @@ fn sample() -> State {
         holdings,
         unconfirmed: an_index(),
         breaker,
-        rate: RateImage { log_mean: 9.1, observations: 12 },
+        // Added since; it was not written then.
+        limit: LimitImage::default(),
+        prefill: PrefillImage {
+            log_speed: -0.3,
+            observations: 12,
+            sums: [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.5],
+        },
     };
     let bare = WorkerState { id: "bare".to_owned(), ..WorkerState::default() };
     State { header: header(), workers: vec![worker, bare] }
@@ -185,6 +191,15 @@ fn read(bytes: &[u8]) -> Result<State, StateError> {
 #[test]
 fn the_stored_sample_of_format_1_is_read() {
     let stored = include_bytes!("../../tests/fixtures/state/format-1.0.warmstat");
+    let mut known = sample();
+    known.workers[0].prefill = PrefillImage::of_log_rate(9.1, 12);
+    assert_eq!(read(stored).expect("readable"), known);
+}
+
+/// As for format 1.0. What 1.1 added: costs of prefill in place of a rate.
+#[test]
+fn the_stored_sample_of_format_1_1_is_read() {
+    let stored = include_bytes!("../../tests/fixtures/state/format-1.1.warmstat");
     assert_eq!(read(stored).expect("readable"), sample());
 }
 
@@ -484,11 +499,21 @@ fn reports() -> impl Strategy<Value = (Vec<RankState>, Vec<PublishedState>)> {
 fn worker() -> impl Strategy<Value = WorkerState> {
     let said = (any::<(String, String, String)>(), any::<(u8, bool, bool, bool)>());
     let models = any::<Option<Vec<(String, Option<String>)>>>();
-    let rate = (-1e30..1e30, any::<u32>())
-        .prop_map(|(log_mean, observations)| RateImage { log_mean, observations });
+    let limit =
+        any::<(u64, u64, u64, u64, u32)>().prop_map(|(starts, running, prefill, best, n)| {
+            LimitImage {
+                starts_per_million_s: starts,
+                running_milli: running,
+                prefill_per_thousand_s: prefill,
+                best_per_thousand_s: best,
+                best_samples: n,
+            }
+        });
+    let prefill = (-1e30..1e30, any::<u32>(), prop::array::uniform9(-1e30..1e30))
+        .prop_map(|(log_speed, observations, sums)| PrefillImage { log_speed, observations, sums });
     let cache = (truth(), holdings_image(), index_image());
-    (said, prop::option::of(age()), models, reports(), cache, breaker(), rate).prop_map(
-        |(said, lease_left, models, (ranks, published), cache, breaker, rate)| {
+    (said, prop::option::of(age()), models, reports(), cache, breaker(), limit, prefill).prop_map(
+        |(said, lease_left, models, (ranks, published), cache, breaker, limit, prefill)| {
             let ((id, url, origin), (health, drained, removed, pushes)) = said;
             let (truth, holdings, unconfirmed) = cache;
             WorkerState {
@@ -507,7 +532,8 @@ fn worker() -> impl Strategy<Value = WorkerState> {
                 holdings,
                 unconfirmed,
                 breaker,
-                rate,
+                limit,
+                prefill,
             }
         },
     )

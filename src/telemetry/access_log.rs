@@ -47,6 +47,15 @@ pub struct Line<'a> {
     pub matched: usize,
     /// Blocks of the prompt.
     pub blocks: usize,
+    /// Prompt tokens that worker was believed to hold when it was picked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chosen_tokens: Option<u64>,
+    /// Those that the eligible worker with the longest match was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_tokens: Option<u64>,
+    /// Worker that the shadow policy would have picked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<&'a str>,
     /// Prompt tokens we believed cached; only where the answer says how many were.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicted_tokens: Option<u64>,
@@ -181,6 +190,12 @@ fn text(line: &Line<'_>, out: &mut impl Write) -> std::io::Result<()> {
         line.bytes_out,
         line.duration_ms,
     )?;
+    if let (Some(chosen), Some(best)) = (line.chosen_tokens, line.best_tokens) {
+        write!(out, " chosen_tokens={chosen} best_tokens={best}")?;
+    }
+    if let Some(shadow) = line.shadow {
+        write!(out, " shadow={shadow}")?;
+    }
     if let (Some(predicted), Some(cached)) = (line.predicted_tokens, line.cached_tokens) {
         write!(out, " predicted_tokens={predicted} cached_tokens={cached}")?;
     }

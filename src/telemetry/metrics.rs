@@ -50,6 +50,7 @@ macro_rules! metrics {
             $(LazyLock::force(&$name);)*
             LazyLock::force(&OWN_RESPONSES);
             LazyLock::force(&DECISIONS_BY_REASON);
+            super::regret::register();
             for outcome in FEEDBACK_OUTCOMES {
                 let _ = FEEDBACK.with_label_values(&[outcome]);
             }
@@ -110,10 +111,30 @@ metrics! {
     /// Requests in flight.
     INFLIGHT: IntGaugeVec = register_int_gauge_vec!(
         "warmroute_inflight", "Requests sent to a worker and not finished", &["worker"]);
+    /// Bound on them.
+    INFLIGHT_MAX: IntGaugeVec = register_int_gauge_vec!(
+        "warmroute_inflight_max", "Requests at which a worker is saturated", &["worker"]);
+    /// Workers passed over.
+    PASSED_OVER: IntCounterVec = register_int_counter_vec!(
+        "warmroute_passed_over_total",
+        "Picks for which a worker was saturated that could have been asked otherwise", &["worker"]);
     /// Prefill work in flight.
     QUEUED_TOKENS: IntGaugeVec = register_int_gauge_vec!(
         "warmroute_queued_tokens",
         "Estimated uncached prompt tokens sent to a worker and not yet answered", &["worker"]);
+    /// Prefill before a worker, as forecast.
+    BACKLOG_SECONDS: GaugeVec = register_gauge_vec!(
+        "warmroute_backlog_seconds",
+        "Forecast time until a worker has prefilled what was sent to it", &["worker"]);
+    /// Prefill speed as believed.
+    PREFILL_RATE: GaugeVec = register_gauge_vec!(
+        "warmroute_prefill_tokens_per_second",
+        "Prefill speed believed of a worker, at a prompt of 2,000 tokens", &["worker"]);
+    /// Prefill cost as believed.
+    PREFILL_COST_SECONDS: GaugeVec = register_gauge_vec!(
+        "warmroute_prefill_cost_seconds",
+        "Prefill cost believed of a worker, a request, token, or pair of tokens",
+        &["worker", "per"]);
     /// Decodes in flight.
     DECODES: IntGaugeVec = register_int_gauge_vec!(
         "warmroute_decodes", "Requests of a worker that have begun to answer", &["worker"]);

@@ -6,4 +6,5 @@ pub mod events;
 pub mod lifecycle;
 pub mod logging;
 pub mod metrics;
+pub mod regret;
 pub mod worker_metrics;

@@ -7,13 +7,14 @@
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::metrics::{
-    ACTUAL_TOKENS, BREAKER_STATE, BREAKER_TRANSITIONS, CACHE_BUDGET_BLOCKS, DECODES,
-    EVICTIONS_APPLIED, HOLDINGS_BLOCKS, HOLDINGS_DROPPED, INDEX_BLOCKS, INDEX_BYTES,
-    INDEX_INSERTED, INDEX_TRIMMED, INFLIGHT, INTER_TOKEN_SECONDS, KV_BATCHES, KV_REFUSED,
-    MATCHED_BLOCKS, MISSED_TOKENS, PARITY_STATE, PREDICTED_TOKENS, PROMPT_BLOCKS, QUEUED_TOKENS,
-    REPORT_AGE_SECONDS, REPORT_GAPS, REPORT_LAG_SECONDS, REPORTS_REPLAYED, RESPONSES, RESYNCS,
-    STALE_TOKENS, STORES_APPLIED, STORES_REJECTED, TRUST_STATE, TTFT_SECONDS, WORKER_DRAINED,
-    WORKER_HEALTHY, WORKER_WEIGHT,
+    ACTUAL_TOKENS, BACKLOG_SECONDS, BREAKER_STATE, BREAKER_TRANSITIONS, CACHE_BUDGET_BLOCKS,
+    DECODES, EVICTIONS_APPLIED, HOLDINGS_BLOCKS, HOLDINGS_DROPPED, INDEX_BLOCKS, INDEX_BYTES,
+    INDEX_INSERTED, INDEX_TRIMMED, INFLIGHT, INFLIGHT_MAX, INTER_TOKEN_SECONDS, KV_BATCHES,
+    KV_REFUSED, MATCHED_BLOCKS, MISSED_TOKENS, PARITY_STATE, PASSED_OVER, PREDICTED_TOKENS,
+    PREFILL_COST_SECONDS, PREFILL_RATE, PROMPT_BLOCKS, QUEUED_TOKENS, REPORT_AGE_SECONDS,
+    REPORT_GAPS, REPORT_LAG_SECONDS, REPORTS_REPLAYED, RESPONSES, RESYNCS, STALE_TOKENS,
+    STORES_APPLIED, STORES_REJECTED, TRUST_STATE, TTFT_SECONDS, WORKER_DRAINED, WORKER_HEALTHY,
+    WORKER_WEIGHT,
 };
 
 /// One worker's series, looked up once.
@@ -25,6 +26,8 @@ pub struct WorkerMetrics {
     pub ttft: Histogram,
     pub inter_token: Histogram,
     pub inflight: IntGauge,
+    pub inflight_max: IntGauge,
+    pub passed_over: IntCounter,
     pub queued_tokens: IntGauge,
     pub decodes: IntGauge,
     pub evictions: IntCounter,
@@ -46,6 +49,10 @@ pub struct WorkerMetrics {
     pub healthy: IntGauge,
     pub drained: IntGauge,
     pub weight: Gauge,
+    pub backlog: Gauge,
+    pub prefill_rate: Gauge,
+    /// By place in `PREFILL_COSTS`.
+    pub prefill_cost: [Gauge; 3],
     pub index_bytes: IntGauge,
     pub index_blocks: IntGauge,
     pub index_inserted: IntCounter,
@@ -63,6 +70,9 @@ pub struct WorkerMetrics {
 
 /// Values of the label `how` of a sync.
 pub const RESYNC_WAYS: [&str; 3] = ["digest", "buckets", "snapshot"];
+
+/// Values of the label `per` of the cost of prefill.
+pub const PREFILL_COSTS: [&str; 3] = ["request", "token", "pair"];
 
 /// Values of the label `kind` of blocks held.
 pub const HOLDING_KINDS: [&str; 4] = ["gpu", "cpu", "storage", "presumed"];
@@ -86,6 +96,8 @@ impl WorkerMetrics {
             ttft: TTFT_SECONDS.with_label_values(label),
             inter_token: INTER_TOKEN_SECONDS.with_label_values(label),
             inflight: INFLIGHT.with_label_values(label),
+            inflight_max: INFLIGHT_MAX.with_label_values(label),
+            passed_over: PASSED_OVER.with_label_values(label),
             queued_tokens: QUEUED_TOKENS.with_label_values(label),
             decodes: DECODES.with_label_values(label),
             evictions: EVICTIONS_APPLIED.with_label_values(label),
@@ -107,6 +119,10 @@ impl WorkerMetrics {
             healthy: WORKER_HEALTHY.with_label_values(label),
             drained: WORKER_DRAINED.with_label_values(label),
             weight: WORKER_WEIGHT.with_label_values(label),
+            backlog: BACKLOG_SECONDS.with_label_values(label),
+            prefill_rate: PREFILL_RATE.with_label_values(label),
+            prefill_cost: PREFILL_COSTS
+                .map(|per| PREFILL_COST_SECONDS.with_label_values(&[worker, per])),
             index_bytes: INDEX_BYTES.with_label_values(label),
             index_blocks: INDEX_BLOCKS.with_label_values(label),
             index_inserted: INDEX_INSERTED.with_label_values(label),
@@ -137,7 +153,8 @@ impl WorkerMetrics {
 /// Forgets the series of a worker that has left, so that churn does not grow the page for ever.
 pub fn forget_worker(worker: &str) {
     let label = &[worker];
-    let counters: [&IntCounterVec; 16] = [
+    let counters: [&IntCounterVec; 17] = [
+        &PASSED_OVER,
         &MATCHED_BLOCKS,
         &PROMPT_BLOCKS,
         &EVICTIONS_APPLIED,
@@ -155,8 +172,9 @@ pub fn forget_worker(worker: &str) {
         &STALE_TOKENS,
         &MISSED_TOKENS,
     ];
-    let gauges: [&IntGaugeVec; 12] = [
+    let gauges: [&IntGaugeVec; 13] = [
         &INFLIGHT,
+        &INFLIGHT_MAX,
         &QUEUED_TOKENS,
         &DECODES,
         &INDEX_BYTES,
@@ -175,7 +193,12 @@ pub fn forget_worker(worker: &str) {
     for vec in gauges {
         let _ = vec.remove_label_values(label);
     }
-    let _ = WORKER_WEIGHT.remove_label_values(label);
+    for vec in [&WORKER_WEIGHT, &BACKLOG_SECONDS, &PREFILL_RATE] {
+        let _ = vec.remove_label_values(label);
+    }
+    for per in PREFILL_COSTS {
+        let _ = PREFILL_COST_SECONDS.remove_label_values(&[worker, per]);
+    }
     for vec in [&TTFT_SECONDS, &INTER_TOKEN_SECONDS, &REPORT_LAG_SECONDS] {
         let _ = vec.remove_label_values(label);
     }

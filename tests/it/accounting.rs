@@ -71,6 +71,7 @@ async fn every_count_returns_to_zero_after_whatever_can_happen() {
         for count in ["inflight", "queued_tokens", "decodes"] {
             assert_eq!(status[count], 0, "{status}");
         }
+        assert_eq!(status["backlog_s"], 0.0, "{status}");
     }
     let metrics = lb.metrics().await;
     assert!(metrics.sum("warmroute_responses_total", &[("class", "2xx")]) > 0);

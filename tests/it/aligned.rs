@@ -23,6 +23,8 @@ async fn fleet(workers: Vec<WorkerSpec>, model: &str, more: &str, config: &str) 
     }
     scene
         .config(&format!("models: {{{model}: {{tokenizer: {}{more}}}}}", tokenizer()))
+        // The price of a request outweighs a match of some tokens.
+        .config("policy: sticky-least-loaded")
         .config("reports: {}\naligned: {parity_interval_s: 0}")
         .config(config)
         .start()

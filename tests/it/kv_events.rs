@@ -383,7 +383,8 @@ async fn an_engine_that_connects_to_the_router_is_followed() {
 async fn a_publisher_of_garbage_does_no_harm() {
     let engine = ZmqEngine::start().await;
     let other = ZmqEngine::start().await;
-    let lb = lb().worker(publisher(&engine)).worker(publisher(&other)).start().await;
+    let both = lb().worker(publisher(&engine)).worker(publisher(&other));
+    let lb = both.config("policy: sticky-least-loaded").start().await;
     trust_is(&lb, 0, "exact").await;
     trust_is(&lb, 1, "exact").await;
     other.subscribed().await;

@@ -29,11 +29,16 @@ mod metrics;
 mod models;
 #[cfg(feature = "demo")]
 mod openai_python;
+mod pace;
 mod peers;
 mod policies;
+mod regret;
 mod reload;
 mod reports;
 mod retries;
+#[cfg(feature = "demo")]
+mod saturation;
+mod shadow;
 mod streams;
 mod sync;
 mod systemd;

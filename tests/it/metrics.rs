@@ -192,7 +192,7 @@ async fn busy() -> Lb {
         .config(&aligned_model("m"))
         .config("reports: {}\npolicy_override: true\nindex: {block_bytes: 16, bytes_max: 65536}")
         .config("breaker: {failures_in_row_max: 2, cool_down_first_ms: 50}")
-        .config("discovery: {file: /no/such/file}")
+        .config("discovery: {file: /no/such/file}\nshadow: {policy: random}")
         .start()
         .await;
     for policy in [
@@ -298,6 +298,15 @@ async fn every_documented_metric_is_on_the_page_and_the_page_is_valid() {
     let results = ["answered", "empty", "failed", "malformed"];
     assert_closed("warmroute_discovery_lookups_total", "result", &results);
     assert_closed("warmroute_retries_total", "cause", &["connect", "stale-connection"]);
+    for side in ["prompt", "chosen", "best"] {
+        let name = format!("warmroute_regret_{side}_tokens_total");
+        assert_closed(&name, "basis", &["believed", "answered"]);
+    }
+    assert_closed("warmroute_spills_total", "cause", &["saturated", "policy"]);
+    assert_closed("warmroute_shadow_decisions_total", "policy", &["random"]);
+    assert_closed("warmroute_shadow_decisions_total", "reason", &["random"]);
+    assert_closed("warmroute_shadow_decisions_total", "choice", &["same", "other"]);
+    assert_closed("warmroute_shadow_cached_tokens_total", "by", &["live", "shadow"]);
     let endpoints = ["chat", "completions", "responses", "messages", "models", "health", "other"];
     assert_closed("warmroute_request_seconds", "endpoint", &endpoints);
     let met = values("warmroute_decisions_total", "reason");
@@ -351,6 +360,10 @@ async fn a_fresh_router_shows_zeros_rather_than_gaps() {
         "warmroute_discovery_lookups_total",
         "warmroute_discovery_workers",
         "warmroute_discovery_age_seconds",
+        "warmroute_shadow_decisions_total",
+        "warmroute_shadow_prompt_tokens_total",
+        "warmroute_shadow_cached_tokens_total",
+        "warmroute_shadow_first_token_seconds_total",
     ];
     for (name, labels) in documented() {
         let there = families.get(&name).is_some_and(|family| !family.samples.is_empty());
@@ -478,8 +491,8 @@ async fn the_access_log_as_json_has_its_fields() {
             assert!(keys.contains(key), "{key} in {line}");
         }
         for key in &keys {
-            let known =
-                must.contains(&key.as_str()) || ["ttft_ms", "error"].contains(&key.as_str());
+            let may = ["ttft_ms", "error", "chosen_tokens", "best_tokens"];
+            let known = must.contains(&key.as_str()) || may.contains(&key.as_str());
             assert!(known, "{key} in {line}");
         }
         assert_eq!((&json["status"], &json["path"]), (&json!(status), &json!(path)), "{line}");
@@ -497,6 +510,11 @@ async fn the_access_log_as_json_has_its_fields() {
     let json: Vec<Value> =
         lines.iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert!(json[0]["ttft_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{}", lines[0]);
+    let unused = |line: &Value| [&line["chosen_tokens"], &line["best_tokens"]].map(Value::as_u64);
+    assert_eq!(unused(&json[0]), [Some(0), Some(0)]);
+    let [chosen, best] = unused(&json[1]);
+    assert!(chosen > Some(0) && chosen == best, "{}", lines[1]);
+    assert_eq!([2, 3, 4].map(|at: usize| unused(&json[at])), [[None, None]; 3], "no prompt");
     assert!(json[5].get("ttft_ms").is_none(), "no content, no time to it: {}", lines[5]);
     assert_eq!(json[4]["model"], "no \"such\"\nmodel");
     assert_eq!((&json[4]["worker"], &json[4]["tries"]), (&json!("none"), &json!(0)));
@@ -530,6 +548,7 @@ async fn the_access_log_as_text_has_its_fields() {
         }
     }
     assert!(lines[0].contains(" ttft_ms="), "{}", lines[0]);
+    assert!(lines[0].contains(" chosen_tokens=0 best_tokens=0"), "{}", lines[0]);
     assert!(lines[4].contains(r#"model="no \"such\"\nmodel""#), "{}", lines[4]);
 }
 

@@ -106,7 +106,7 @@ async fn pair(workers: &[Worker], nats: &Nats, config: &str) -> (Lb, Lb) {
 async fn what_one_router_sends_the_other_presumes() {
     let nats = Nats::start().await;
     let workers = workers::<3>(echo).await;
-    let (a, b) = pair(&workers, &nats, "policy: prefix-aware").await;
+    let (a, b) = pair(&workers, &nats, "policy: sticky-least-loaded").await;
     let mut held = 0;
     for nth in 0..10 {
         let (worker, matched, total) = routed(&a, &story(nth)).await;

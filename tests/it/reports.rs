@@ -19,7 +19,8 @@ async fn fleet(block_bytes: usize, more: &str) -> Lb {
     lb().worker(echo().yaml("models: [m]"))
         .worker(echo().yaml("models: [m]"))
         .config(&format!("index: {{block_bytes: {block_bytes}}}"))
-        .config("reports: {}")
+        // The price of a request outweighs a match of some tokens.
+        .config("{reports: {}, policy: sticky-least-loaded}")
         .config(more)
         .start()
         .await
@@ -71,7 +72,7 @@ async fn stored_text_is_matched_and_removed_text_is_not() {
             let text = text(nth, 8 * block_bytes);
             let ids: Vec<u64> = (1..=8).map(|id| id + 100 * nth as u64).collect();
             reporter.send_well(&[stored(ids.clone(), None, &text, block_bytes)]).await;
-            let whole = (worker.to_owned(), "prefix".to_owned(), 8, 8);
+            let whole = (worker.to_owned(), "sticky".to_owned(), 8, 8);
             assert_eq!(ask(&lb, &prompt(&text)).await, whole, "blocks of {block_bytes}");
 
             let removed = json!({"type": "removed", "block_hashes": [ids[7]]});
@@ -81,7 +82,7 @@ async fn stored_text_is_matched_and_removed_text_is_not() {
             let removed = json!({"type": "removed", "block_hashes": ids[..7]});
             reporter.send_well(&[removed]).await;
             let (_, reason, matched, _) = ask(&lb, &prompt(&text)).await;
-            assert_eq!((reason.as_str(), matched), ("no-match", 0), "blocks of {block_bytes}");
+            assert_eq!((reason.as_str(), matched), ("least-loaded", 0), "blocks of {block_bytes}");
         }
     }
 }
@@ -302,7 +303,7 @@ async fn one_worker_s_reports_say_nothing_of_another() {
     other.send_well(&[json!({"type": "cleared"})]).await;
     let removed = other.send(&[json!({"type": "removed", "block_hashes": [1]})]).await;
     assert_eq!(removed["unknown"], 1, "{removed}");
-    let whole = ("w0".to_owned(), "prefix".to_owned(), 10, 10);
+    let whole = ("w0".to_owned(), "sticky".to_owned(), 10, 10);
     assert_eq!(ask(&lb, &prompt(&text)).await, whole);
 }
 
@@ -622,7 +623,7 @@ async fn token_ids_are_matched_by_prompts_of_token_ids() {
     reporter.send_well(std::slice::from_ref(&event)).await;
     let body = |ids: &[u32]| json!({"model": "m", "prompt": ids}).to_string();
     let prompt = |ids: &[u32]| Ask::post("/v1/completions", body(ids));
-    assert_eq!(ask(&lb, &prompt(&ids)).await, ("w1".into(), "prefix".into(), 6, 6));
+    assert_eq!(ask(&lb, &prompt(&ids)).await, ("w1".into(), "sticky".into(), 6, 6));
     let parted: Vec<u32> = ids[..64].iter().copied().chain(1000..1032).collect();
     assert_eq!(ask(&lb, &prompt(&parted)).await.2, 4);
     reporter.send_well(&[json!({"type": "removed", "block_hashes": [2]})]).await;

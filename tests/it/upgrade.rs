@@ -28,7 +28,8 @@ fn reporting() -> WorkerSpec {
 
 #[tokio::test]
 async fn what_was_presumed_is_known_after_it() {
-    let mut lb = lb().worker(echo()).worker(echo()).worker(echo()).start().await;
+    let three = lb().worker(echo()).worker(echo()).worker(echo());
+    let mut lb = three.config("policy: sticky-least-loaded").start().await;
     let mut before = Vec::new();
     for nth in 0..12 {
         lb.ask(&prompt(nth)).await;

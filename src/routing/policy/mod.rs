@@ -17,7 +17,7 @@ mod reason;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::fmt;
 use std::str::FromStr;
@@ -27,6 +27,7 @@ use rand::Rng;
 use super::worker::Candidate;
 
 pub use params::{PolicyParams, PolicySettings};
+pub use priced::estimated_seconds;
 pub use reason::Reason;
 
 /// How to pick.
@@ -144,7 +145,7 @@ pub struct Ask {
 
 impl Ask {
     /// Leading blocks of this prompt that `candidate` holds: never more than the prompt has.
-    fn matched(&self, candidate: &Candidate) -> u32 {
+    pub(super) fn matched(&self, candidate: &Candidate) -> u32 {
         match self.kind {
             PromptKind::Prompt => candidate.matched_blocks.min(self.blocks),
             PromptKind::NoPrompt | PromptKind::Unreadable => 0,

@@ -4,16 +4,22 @@
 //! more than 5 % over that of `least-loaded`, and where there is something to win it is won.
 //! Method: workers prefill one request after the other (a fixed 20 ms and 8,000 uncached tokens a
 //! second), decode beside that, and keep the blocks used last, up to a bound; requests arrive at
-//! random (Poisson). The router knows the caches exactly, as prompts enter them when sent. Traffic
-//! is a function of the seed alone, so both policies see the same.
+//! random (Poisson). The router knows the caches exactly, as prompts enter them when sent, and
+//! learns the pace of the workers from their first tokens. Traffic is a function of the seed alone,
+//! so both policies see the same.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
+use crate::routing::backlog::Ticket;
 use crate::routing::load::Load;
+use crate::routing::pace::Pace;
+use crate::routing::prefill::{self, Work};
+use crate::routing::traffic;
 use crate::routing::worker::WorkerId;
 
 const WORKERS: usize = 8;
@@ -33,29 +39,38 @@ struct Request {
 struct Sim {
     /// Block to the time it was last used.
     cache: HashMap<u64, f64>,
-    /// (first token, uncached tokens) of what has not answered.
-    waiting: VecDeque<(f64, u64)>,
+    /// (first token, uncached tokens, ticket) of what has not answered.
+    waiting: VecDeque<(f64, u64, Ticket)>,
     /// Ends of the running decodes.
     decodes: Vec<f64>,
     /// Decode time of what waits, in step with `waiting`.
     decode_s: VecDeque<f64>,
     free_at: f64,
+    pace: Pace,
+    start: Instant,
 }
 
 impl Sim {
-    fn new() -> Self {
+    fn new(start: Instant) -> Self {
         Self {
             cache: HashMap::new(),
             waiting: VecDeque::new(),
             decodes: Vec::new(),
             decode_s: VecDeque::new(),
             free_at: 0.0,
+            pace: Pace::new(start),
+            start,
         }
     }
 
+    fn at(&self, now: f64) -> Instant {
+        self.start + Duration::from_secs_f64(now)
+    }
+
     fn advance(&mut self, now: f64) {
-        while self.waiting.front().is_some_and(|(first_token, _)| *first_token <= now) {
-            let (first_token, _) = self.waiting.pop_front().unwrap();
+        while self.waiting.front().is_some_and(|(first_token, ..)| *first_token <= now) {
+            let (first_token, _, ticket) = self.waiting.pop_front().unwrap();
+            self.pace.first_token(ticket, self.at(first_token));
             self.decodes.push(first_token + self.decode_s.pop_front().unwrap());
         }
         self.decodes.retain(|end| *end > now);
@@ -64,7 +79,7 @@ impl Sim {
     fn load(&self) -> Load {
         Load {
             requests: (self.waiting.len() + self.decodes.len()) as u32,
-            queued_tokens: self.waiting.iter().map(|(_, tokens)| tokens).sum(),
+            queued_tokens: self.waiting.iter().map(|(_, tokens, _)| tokens).sum(),
             decodes: self.decodes.len() as u32,
         }
     }
@@ -75,12 +90,15 @@ impl Sim {
     }
 
     /// Takes a request and says how long its first token takes.
-    fn send(&mut self, request: &Request) -> f64 {
+    fn send(&mut self, request: &Request, window: Duration) -> f64 {
         let matched = self.matched(&request.blocks);
         let uncached = (request.blocks.len() as u64 - u64::from(matched)) * TOKENS_PER_BLOCK;
         self.free_at =
             self.free_at.max(request.at) + OVERHEAD_S + uncached as f64 / PREFILL_TOKENS_PER_S;
-        self.waiting.push_back((self.free_at, uncached));
+        let hit = u64::from(matched) * TOKENS_PER_BLOCK;
+        let (work, at) = (Work::of(uncached, uncached + hit), self.at(request.at));
+        let ticket = self.pace.sent(work, hit, false, window, at);
+        self.waiting.push_back((self.free_at, uncached, ticket));
         self.decode_s.push_back(request.decode_s);
         for (i, block) in request.blocks.iter().enumerate() {
             // Deeper blocks look older by a hair, so that a prompt is evicted from its end.
@@ -103,34 +121,46 @@ impl Sim {
 fn run(policy: Policy, traffic: &[Request], seed: u64) -> (f64, f64) {
     let mut rng = SmallRng::seed_from_u64(seed);
     let params = PolicyParams::default();
-    let mut workers: Vec<_> = (0..WORKERS).map(|_| Sim::new()).collect();
+    let start = crate::clock::now();
+    let mut workers: Vec<_> = (0..WORKERS).map(|_| Sim::new(start)).collect();
+    let mut upkept = 0.0;
     let keys: Vec<_> =
         (0..WORKERS).map(|i| WorkerId::try_new(&format!("w{i}")).unwrap().key()).collect();
     let (mut ttft, mut hits, mut blocks) = (0.0, 0.0, 0.0);
     for request in traffic {
+        for worker in &mut workers {
+            worker.advance(request.at);
+        }
+        if request.at >= upkept {
+            upkept = request.at + 1.0;
+            let learned: Vec<_> =
+                workers.iter().map(|worker| ((), worker.pace.learned())).collect();
+            for (worker, cost) in workers.iter_mut().zip(prefill::believed(&learned)) {
+                worker.pace.set_cost(cost);
+            }
+        }
         let ask = Ask {
             blocks: request.blocks.len() as u32,
             tokens: request.blocks.len() as u64 * TOKENS_PER_BLOCK,
             ..Ask::default()
         };
         let candidates: Vec<_> = workers
-            .iter_mut()
+            .iter()
             .enumerate()
-            .map(|(slot, worker)| {
-                worker.advance(request.at);
-                Candidate {
-                    slot,
-                    key: keys[slot],
-                    weight: 1.0,
-                    matched_blocks: worker.matched(&request.blocks),
-                    load: worker.load(),
-                    inflight_max: u32::MAX,
-                    prefill_tokens_per_s: PREFILL_TOKENS_PER_S,
-                }
+            .map(|(slot, worker)| Candidate {
+                slot,
+                key: keys[slot],
+                weight: 1.0,
+                matched_blocks: worker.matched(&request.blocks),
+                load: worker.load(),
+                inflight_max: u32::MAX,
+                forecast: worker.pace.forecast(worker.at(request.at)),
             })
             .collect();
         let decision = pick(policy, &params, &ask, &candidates, &mut rng).unwrap();
-        ttft += workers[decision.slot].send(request);
+        let rates = candidates.iter().map(|c| c.forecast.traffic.requests_per_s).sum();
+        let window = traffic::window(candidates.len(), rates);
+        ttft += workers[decision.slot].send(request, window);
         hits += f64::from(decision.matched_blocks);
         blocks += request.blocks.len() as f64;
     }

@@ -6,9 +6,18 @@ use rand::rngs::SmallRng;
 
 use super::*;
 use crate::routing::load::Load;
+use crate::routing::pace::Forecast;
+use crate::routing::prefill::PrefillCost;
+use crate::routing::traffic::TrafficRates;
 use crate::routing::worker::WorkerId;
 
 const RATE: f64 = 8_000.0;
+const COST: PrefillCost = PrefillCost { request_s: 0.0, token_s: 1.0 / RATE, pair_s: 0.0 };
+
+/// Seconds that so many tokens take.
+fn queued(tokens: u64) -> f64 {
+    tokens as f64 / RATE
+}
 
 fn worker(slot: usize) -> Candidate {
     Candidate {
@@ -18,12 +27,19 @@ fn worker(slot: usize) -> Candidate {
         matched_blocks: 0,
         load: Load::default(),
         inflight_max: 64,
-        prefill_tokens_per_s: RATE,
+        forecast: Forecast { cost: COST, ..Forecast::default() },
     }
 }
 
 fn fleet(n: usize) -> Vec<Candidate> {
     (0..n).map(worker).collect()
+}
+
+/// Idle workers that hold so many blocks each.
+pub(in crate::routing) fn fleet_holding(blocks: &[u32]) -> Vec<Candidate> {
+    let mut workers = fleet(blocks.len());
+    workers.iter_mut().zip(blocks).for_each(|(worker, blocks)| worker.matched_blocks = *blocks);
+    workers
 }
 
 /// `n` idle workers, each changed by `change`.
@@ -123,22 +139,22 @@ fn longest_match_wins_at_equal_load() {
 
 #[test]
 fn spills_once_the_queue_costs_more_than_the_match_saves() {
-    // Worker 0 holds 800 of 1,000 tokens.
-    for (queued_tokens, slot, reason) in [(799, 0, Reason::Prefix), (801, 1, Reason::Spill)] {
+    // Worker 0 holds 750 of 1,000 tokens.
+    for (tokens, slot, reason) in [(749, 0, Reason::Prefix), (751, 1, Reason::Spill)] {
         let mut workers = fleet(2);
-        workers[0].matched_blocks = 80;
-        workers[0].load.queued_tokens = queued_tokens;
+        workers[0].matched_blocks = 75;
+        workers[0].forecast.backlog_s = queued(tokens);
         let decision = decide(Policy::PrefixAware, &prompt(), &workers);
-        assert_eq!((decision.slot, decision.reason), (slot, reason), "{queued_tokens}");
-        assert_eq!(decision.best_matched_blocks, 80);
+        assert_eq!((decision.slot, decision.reason), (slot, reason), "{tokens}");
+        assert_eq!(decision.best_matched_blocks, 75);
     }
 }
 
 #[test]
 fn of_equal_costs_the_longer_match_wins_every_time() {
     let mut workers = fleet(4);
-    workers[2].matched_blocks = 80;
-    workers[2].load.queued_tokens = 800; // just what its match saves
+    workers[2].matched_blocks = 75;
+    workers[2].forecast.backlog_s = queued(750); // just what its match saves
     assert_eq!(counts(Policy::PrefixAware, &prompt(), &workers, 100), [0, 0, 100, 0]);
 }
 
@@ -146,7 +162,7 @@ fn of_equal_costs_the_longer_match_wins_every_time() {
 fn spills_to_a_shorter_match_rather_than_to_none() {
     let mut workers = fleet(3);
     workers[0].matched_blocks = 100;
-    workers[0].load.queued_tokens = 5_000;
+    workers[0].forecast.backlog_s = queued(5_000);
     workers[2].matched_blocks = 30;
     let decision = decide(Policy::PrefixAware, &prompt(), &workers);
     assert_eq!((decision.slot, decision.reason), (2, Reason::Spill));
@@ -154,14 +170,29 @@ fn spills_to_a_shorter_match_rather_than_to_none() {
 }
 
 #[test]
-fn waiting_requests_and_running_decodes_have_their_price() {
-    // 500 tokens saved: 3 waiting (480) are worth it, 4 (640) are not; 7 decodes (448), not 8.
-    for (requests, decodes, slot) in [(3, 0, 0), (4, 0, 1), (7, 7, 0), (8, 8, 1)] {
+fn running_decodes_have_their_price() {
+    // 500 tokens saved: 15 decodes (480) are worth it, 16 (512) are not.
+    for (decodes, slot) in [(15, 0), (16, 1)] {
         let mut workers = fleet(2);
         workers[0].matched_blocks = 50;
-        workers[0].load = Load { requests, decodes, queued_tokens: 0 };
+        workers[0].load = Load { requests: decodes, decodes, queued_tokens: 0 };
         assert_eq!(decide(Policy::PrefixAware, &prompt(), &workers).slot, slot);
     }
+}
+
+#[test]
+fn a_request_has_its_price_however_short() {
+    let mut workers = fleet_with(2, |w| w.forecast.cost.request_s = 0.02);
+    workers[0].matched_blocks = 100;
+    for (backlog_s, slot) in [(0.12, 0), (0.13, 1)] {
+        workers[0].forecast.backlog_s = backlog_s; // 125 ms saved
+        assert_eq!(decide(Policy::PrefixAware, &prompt(), &workers).slot, slot, "{backlog_s}");
+    }
+    // It is paid once, also where all is held: to a slower worker it is dearer.
+    workers[0].forecast =
+        Forecast { cost: workers[0].forecast.cost.times(9.0), ..workers[0].forecast };
+    workers[0].forecast.backlog_s = 0.0;
+    assert_eq!(decide(Policy::PrefixAware, &prompt(), &workers).slot, 1);
 }
 
 #[test]
@@ -170,10 +201,54 @@ fn slow_or_light_workers_are_dearer_in_proportion() {
     workers[0].matched_blocks = 40; // 600 left, at half the rate or weight worth 1,200
     let decide = |workers: &[Candidate]| decide(Policy::PrefixAware, &prompt(), workers).slot;
     assert_eq!(decide(&workers), 0);
-    workers[0].prefill_tokens_per_s = RATE / 2.0;
+    workers[0].forecast.cost = COST.times(2.0);
     assert_eq!(decide(&workers), 1);
     workers[1].weight = 0.5;
     assert_eq!(decide(&workers), 0);
+}
+
+/// A fleet that finds `hit_share` of its prompt tokens cached.
+fn reusing(n: usize, hit_share: f64) -> Vec<Candidate> {
+    fleet_with(n, |w| {
+        w.forecast.traffic.hit_tokens_per_s = 1_000.0 * hit_share;
+        w.forecast.traffic.computed_tokens_per_s = 1_000.0 * (1.0 - hit_share);
+    })
+}
+
+#[test]
+fn where_nothing_is_reused_only_its_own_first_token_counts() {
+    for (hit_share, slot) in [(0.0, 0), (0.9, 1)] {
+        let mut workers = reusing(2, hit_share);
+        workers[0].forecast.traffic.requests_per_s = 10.0;
+        workers[0].forecast.traffic.prefill_share = 0.8;
+        workers[1].forecast.backlog_s = queued(100);
+        assert_eq!(decide(Policy::PrefixAware, &prompt(), &workers).slot, slot, "{hit_share}");
+    }
+}
+
+#[test]
+fn a_delay_left_to_others_is_worth_a_match() {
+    // 100 of 1,000 tokens saved: 12.5 ms. What 112.5 ms of prefill cost those behind them grows
+    // with what they queue for already.
+    for (usual_s, slot) in [(0.0, 0), (1.0, 1)] {
+        let mut workers = reusing(2, 0.5);
+        workers[0].matched_blocks = 10;
+        workers[0].forecast.traffic.requests_per_s = 0.5;
+        workers[0].forecast.traffic.backlog_s = usual_s;
+        assert_eq!(decide(Policy::PrefixAware, &prompt(), &workers).slot, slot, "{usual_s}");
+    }
+}
+
+#[test]
+fn no_number_makes_a_pick_impossible() {
+    for bad in [f64::NAN, f64::INFINITY, 1e308] {
+        let mut workers = fleet_with(3, |w| w.forecast.backlog_s = bad);
+        workers[1].forecast.traffic.requests_per_s = bad;
+        workers[2].forecast.traffic.hit_tokens_per_s = bad;
+        decide(Policy::PrefixAware, &prompt(), &workers);
+        workers[0].forecast.backlog_s = 1.0;
+        assert_eq!(decide(Policy::PrefixAware, &prompt(), &workers).slot, 0, "{bad}");
+    }
 }
 
 #[test]
@@ -189,9 +264,9 @@ fn saturated_holder_is_passed_over() {
 
 #[test]
 fn without_a_prompt_the_least_work_wins_and_matches_count_for_nothing() {
-    let mut workers = fleet_with(3, |w| w.load.queued_tokens = 100);
+    let mut workers = fleet_with(3, |w| w.forecast.backlog_s = queued(100));
     workers[0].matched_blocks = 100;
-    workers[2].load.queued_tokens = 99;
+    workers[2].forecast.backlog_s = queued(99);
     for (kind, reason) in
         [(PromptKind::NoPrompt, Reason::NoPrompt), (PromptKind::Unreadable, Reason::Unreadable)]
     {
@@ -203,8 +278,8 @@ fn without_a_prompt_the_least_work_wins_and_matches_count_for_nothing() {
 
 #[test]
 fn a_prompt_nobody_holds_goes_to_the_least_work() {
-    let mut workers = fleet_with(3, |w| w.load.queued_tokens = 100);
-    workers[1].load.queued_tokens = 50;
+    let mut workers = fleet_with(3, |w| w.forecast.backlog_s = queued(100));
+    workers[1].forecast.backlog_s = queued(50);
     let decision = decide(Policy::PrefixAware, &prompt(), &workers);
     assert_eq!((decision.slot, decision.reason), (1, Reason::NoMatch));
 }
@@ -413,7 +488,7 @@ fn weighted_trades_hits_for_load_on_an_absolute_scale() {
 
 #[test]
 fn no_work_at_no_speed_is_still_a_candidate() {
-    let workers = fleet_with(2, |w| (w.weight, w.prefill_tokens_per_s) = (1e-300, 1e-300));
+    let workers = fleet_with(2, |w| (w.weight, w.forecast.cost) = (1e-300, COST.times(1e300)));
     let ask = Ask { kind: PromptKind::NoPrompt, ..Ask::default() };
     assert_eq!(decide(Policy::PrefixAware, &ask, &workers).reason, Reason::NoPrompt);
 }
@@ -428,22 +503,48 @@ fn any_candidate() -> impl Strategy<Value = Candidate> {
     ];
     let load = (0_u32..12, prop_oneof![Just(0), 0_u64..20_000, Just(u64::MAX)], 0_u32..12)
         .prop_map(|(requests, queued_tokens, decodes)| Load { requests, queued_tokens, decodes });
-    let odd_rate = prop::sample::select(vec![f64::NAN, 0.0, 1e-300, 1e300]);
-    let rate = prop_oneof![4 => Just(RATE), 4 => 100.0_f64..50_000.0, 1 => odd_rate];
-    (weight, 0_u32..120, load, 0_u32..16, rate, any::<u64>()).prop_map(
-        |(weight, matched_blocks, load, inflight_max, prefill_tokens_per_s, key)| Candidate {
-            slot: 0,
-            key,
-            weight,
-            matched_blocks,
-            load,
-            inflight_max,
-            prefill_tokens_per_s,
+    let factor = prop_oneof![4 => Just(1.0), 4 => 0.1_f64..100.0, 1 => Just(0.0), 1 => Just(1e9)];
+    (weight, 0_u32..120, load, 0_u32..16, (factor, any_traffic()), any::<u64>()).prop_map(
+        |(weight, matched_blocks, load, inflight_max, (factor, (backlog_s, traffic)), key)| {
+            Candidate {
+                slot: 0,
+                key,
+                weight,
+                matched_blocks,
+                load,
+                inflight_max,
+                forecast: Forecast { cost: COST.times(factor), backlog_s, traffic },
+            }
         },
     )
 }
 
-fn any_fleet() -> impl Strategy<Value = Vec<Candidate>> {
+/// A backlog, and what a worker has been getting.
+fn any_traffic() -> impl Strategy<Value = (f64, TrafficRates)> {
+    let seconds = || prop_oneof![2 => Just(0.0), 4 => 0.0_f64..10.0, 1 => Just(1e9)];
+    let tokens = || prop_oneof![Just(0.0), 0.0_f64..1e6];
+    (seconds(), seconds(), 0.0_f64..1e3, 0.0_f64..2.0, tokens(), tokens()).prop_map(
+        |(
+            now_s,
+            backlog_s,
+            requests_per_s,
+            prefill_share,
+            hit_tokens_per_s,
+            computed_tokens_per_s,
+        )| {
+            let traffic = TrafficRates {
+                requests_per_s,
+                prefill_share,
+                hit_tokens_per_s,
+                computed_tokens_per_s,
+                backlog_s,
+            };
+            (now_s, traffic)
+        },
+    )
+}
+
+pub(in crate::routing) fn any_fleet() -> impl Strategy<Value = Vec<Candidate>> {
     prop::collection::vec(any_candidate(), 0..12).prop_map(|mut workers| {
         // Slots are the caller's: neither dense nor in order.
         for (i, worker) in workers.iter_mut().enumerate() {
@@ -453,7 +554,7 @@ fn any_fleet() -> impl Strategy<Value = Vec<Candidate>> {
     })
 }
 
-fn any_ask() -> impl Strategy<Value = Ask> {
+pub(in crate::routing) fn any_ask() -> impl Strategy<Value = Ask> {
     let kind = prop::sample::select(vec![
         PromptKind::Prompt,
         PromptKind::Prompt,
@@ -510,33 +611,38 @@ proptest! {
         }
     }
 
-    /// Without a saturated worker or a decode price that changes what "more load" means: whoever
-    /// has both less of the prompt and more work than another of the same speed is never picked.
+    /// Among workers of one speed: whoever has less of the prompt and more of everything else than
+    /// another is never picked.
     #[test]
     fn prefix_aware_never_picks_the_dominated(
-        loads in prop::collection::vec((0_u32..6, 0_u32..6, 0_u64..3_000, 0_u32..=50), 2..9),
+        seen in prop::collection::vec((0_u32..6, any_traffic(), 0_u32..=50), 2..9),
+        alike in any::<bool>(),
         tokens in 0_u64..20_000,
         seed in any::<u64>(),
     ) {
-        let mut workers = fleet(loads.len());
-        for (worker, (waiting, decodes, queued_tokens, matched)) in workers.iter_mut().zip(&loads) {
-            let requests = waiting + decodes;
-            worker.load = Load { requests, decodes: *decodes, queued_tokens: *queued_tokens };
+        let mut workers = fleet(seen.len());
+        for (worker, (decodes, (backlog_s, traffic), matched)) in workers.iter_mut().zip(&seen) {
             worker.matched_blocks = *matched;
+            if !alike {
+                worker.load = Load { requests: *decodes, decodes: *decodes, queued_tokens: 0 };
+                worker.forecast = Forecast { cost: COST, backlog_s: *backlog_s, traffic: *traffic };
+            }
         }
         let ask = Ask { blocks: 50, tokens, ..Ask::default() };
         let params = PolicyParams::default();
-        let chosen = pick(Policy::PrefixAware, &params, &ask, &workers, &mut rng(seed)).unwrap();
-        let (waiting, decodes, queued, matched) = loads[chosen.slot];
-        let dominated = loads.iter().any(|other| {
-            other.3 > matched && other.0 < waiting && other.1 < decodes && other.2 < queued
-        });
-        prop_assert!(!dominated, "{:?} of {:?}", loads[chosen.slot], loads);
-        // And at equal load nobody holds more.
-        let longer = loads.iter().any(|other| {
-            other.3 > matched && (other.0, other.1, other.2) == (waiting, decodes, queued)
-        });
-        prop_assert!(!longer, "a longer match at the same load was passed over");
+        let picked = pick(Policy::PrefixAware, &params, &ask, &workers, &mut rng(seed)).unwrap();
+        let chosen = &workers[picked.slot];
+        let work = |worker: &Candidate| {
+            let Forecast { backlog_s, traffic, .. } = worker.forecast;
+            let decodes = f64::from(worker.load.decodes);
+            let TrafficRates { requests_per_s, prefill_share, backlog_s: usual_s, .. } = traffic;
+            [decodes, backlog_s, requests_per_s, prefill_share, usual_s]
+        };
+        for other in &workers {
+            let less = work(other).iter().zip(work(chosen)).all(|(other, own)| *other <= own);
+            let longer = other.matched_blocks > chosen.matched_blocks;
+            prop_assert!(!(longer && less), "{chosen:?} for {other:?}");
+        }
     }
 
     /// Taking away a worker that a hashing policy did not choose changes nothing.
@@ -569,12 +675,12 @@ fn a_small_weight_is_a_small_share_under_every_policy() {
             let picked = pick(policy, &PolicyParams::default(), &ask, &workers, &mut rng).unwrap();
             counts[picked.slot] += 1;
             workers[picked.slot].load.requests += 1;
-            workers[picked.slot].load.queued_tokens += ask.tokens;
+            workers[picked.slot].forecast.backlog_s += queued(ask.tokens);
             running.push_back(picked.slot);
             if running.len() > 30 {
                 let done = running.pop_front().unwrap();
                 workers[done].load.requests -= 1;
-                workers[done].load.queued_tokens -= 1_000;
+                workers[done].forecast.backlog_s -= queued(1_000);
             }
         }
         // Fair would be 667, by weight it is 95.
