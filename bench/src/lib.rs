@@ -5,8 +5,13 @@
 pub mod bare;
 pub mod load;
 pub mod process;
+pub mod replay;
+pub mod report;
 pub mod routers;
 pub mod scrape;
+pub mod simulate;
+pub mod stats;
+pub mod trace;
 pub mod truth;
 pub mod upgrade;
 pub mod worker;

@@ -21,6 +21,15 @@ pub async fn page(
     Ok(String::from_utf8(response.into_body().collect().await?.to_bytes().to_vec())?)
 }
 
+/// The sum of all series of a metric.
+pub fn sum(page: &str, name: &str) -> f64 {
+    let values = page.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        rest.starts_with(['{', ' ']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+    });
+    values.sum()
+}
+
 /// Upper bound of the bucket of decision times that holds the quantile `q`, microseconds.
 pub fn decision(page: &str, q: f64) -> f64 {
     let buckets: Vec<(f64, f64)> = page

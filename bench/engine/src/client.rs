@@ -33,7 +33,7 @@ pub enum ClientError {
 
 /// One server's address and, between requests, an idle connection to it.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub struct Connection {
     authority: String,
     /// Path in front of every request's own.
     base_path: String,
@@ -42,7 +42,10 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Reads the URL; connects at the first request.
-    pub(crate) fn new(url: &str) -> Result<Self, ClientError> {
+    ///
+    /// # Errors
+    /// It is no `http://host:port`.
+    pub fn new(url: &str) -> Result<Self, ClientError> {
         let bad_url = || ClientError::Url(url.to_owned());
         let rest = url.strip_prefix("http://").ok_or_else(bad_url)?;
         let (authority, base_path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -58,8 +61,12 @@ impl Connection {
         Ok(Self { authority, base_path, sender: None })
     }
 
-    /// Sends a request and gives the head of its response; JSON if there is a body.
-    pub(crate) async fn send(
+    /// Sends a request and gives the head of its response; JSON if there is a body. That must be read
+    /// to its end, or the connection closed, before the next one is sent.
+    ///
+    /// # Errors
+    /// There is no response.
+    pub async fn send(
         &mut self,
         method: Method,
         path: &str,
@@ -97,7 +104,7 @@ impl Connection {
     }
 
     /// Drops the connection, as after a response that was not read to its end.
-    pub(crate) fn close(&mut self) {
+    pub fn close(&mut self) {
         self.sender = None;
     }
 

@@ -22,9 +22,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-pub use crate::client::ClientError;
-use crate::client::Connection;
-use sse::{SseEvent, SseReader};
+pub use crate::client::{ClientError, Connection};
+pub use sse::{SseEvent, SseReader, read_whole};
 pub use summary::{Percentiles, Summary};
 pub use trace::{Session, Trace, TraceError, Turn};
 
@@ -294,8 +293,11 @@ async fn read_answer(
                 }
                 SseEvent::Usage { prompt_tokens, cached_tokens, completion_tokens } => {
                     record.prompt_tokens = prompt_tokens;
-                    record.cached_tokens = cached_tokens;
+                    record.cached_tokens = cached_tokens.unwrap_or(0);
                     record.completion_tokens = completion_tokens;
+                }
+                SseEvent::Other => {
+                    record.first_token.get_or_insert_with(|| sent.elapsed());
                 }
                 SseEvent::Error(text) => return Err(text),
                 SseEvent::Done => is_done = true,
