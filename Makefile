@@ -5,11 +5,12 @@ CARGO ?= cargo
 VENV := target/venv
 PYTHON := $(VENV)/bin/python
 
-.PHONY: setup build demo test test-vllm lint deny bench bench-truth bench-upgrade bench-routers bench-aligned test-llama deb test-deb \
-	test-systemd image help
+.PHONY: setup build demo test test-vllm lint deny bench bench-truth bench-upgrade bench-routers bench-replay bench-simulate \
+	bench-experiments bench-aligned bench-index test-index test-llama deb test-deb test-systemd image help
 
 help:
-	@echo "make demo | test | lint | bench | bench-truth | bench-upgrade | bench-routers | test-vllm | test-llama | build | setup"
+	@echo "make demo | test | lint | test-vllm | test-llama | build | setup"
+	@echo "make bench | bench-truth | bench-upgrade | bench-routers | bench-replay | bench-simulate | bench-experiments | bench-index"
 	@echo "make deb | test-deb | test-systemd | image"
 
 # System packages, only when something is missing; Rust comes from rust-toolchain.toml.
@@ -44,6 +45,7 @@ test-llama: build
 
 lint: setup deny
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path bench/rivals/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 	for file in conf/*.yaml; do $(CARGO) run --quiet -- check --conf $$file || exit 1; done
@@ -101,6 +103,32 @@ bench-routers: build
 	$(CARGO) build --release -p warmroute-bench --bin bench-routers
 	$(CARGO) run --release -p warmroute-bench --bin bench-routers -- $(ROUTERS_ARGS)
 
+# A trace under several policies, each with cold engines: docs/replay.md.
+bench-replay: build
+	$(CARGO) build --release -p warmroute-bench --bin warmroute-bench
+	target/release/warmroute-bench replay $(REPLAY_ARGS)
+
+# Policies in virtual time against modelled engines; no router, no sockets: docs/simulate.md.
+bench-simulate: setup
+	$(CARGO) build --release -p warmroute-bench --bin warmroute-bench
+	target/release/warmroute-bench simulate $(SIMULATE_ARGS)
+
+# All experiments of docs/results/2026-11-21-policy-experiments.md, or STAGES="sweep mixed ..."; TRACES
+# names the folder of recorded traces, and what needs one is skipped without. Hours.
+bench-experiments: build
+	$(CARGO) build --release -p warmroute-bench --bin warmroute-bench
+	scripts/bench-experiments.sh $(STAGES)
+	python3 scripts/experiments_tables.py target/experiments > target/experiments/tables.md
+
 # What tokenizing costs a request; TOKENIZER names a folder with tokenizer.json.
 bench-aligned: setup
 	$(CARGO) run --release -p warmroute-bench --bin bench-aligned -- --tokenizer $(TOKENIZER)
+
+# Our prefix indexes and other routers' in one run: equal answers checked, then timed. With INDEX_ARGS
+# --trace FILE on a trace of block ids, decompressed; otherwise --workers, --length, --blocks.
+RIVALS := --manifest-path bench/rivals/Cargo.toml --target-dir target/rivals --locked
+bench-index: setup
+	$(CARGO) run --release $(RIVALS) -- $(INDEX_ARGS)
+# The tests of the proposed index; CASES for a longer run (docs/adr/0017).
+test-index: setup
+	$(CARGO) test --release $(RIVALS)
