@@ -120,6 +120,12 @@ impl InflightGuard {
         self.answering();
     }
 
+    /// The worker said no: it has done none of the work, and none counts as its traffic.
+    pub fn refused(&mut self, now: Instant) {
+        self.never_sent(now);
+        self.answering();
+    }
+
     /// It never got to the worker.
     pub fn never_sent(&mut self, now: Instant) {
         if let Some(ticket) = self.ticket.take() {
@@ -198,5 +204,26 @@ mod tests {
         assert_eq!((counts.load(), counts.waiting()), (Load::default(), 0));
         assert!(pace.lock().work().is_none());
         assert_eq!(pace.lock().running(now), 0);
+    }
+
+    #[test]
+    fn what_was_refused_is_nobodys_traffic() {
+        let now = clock::now();
+        let metrics = Arc::new(WorkerMetrics::of("inflight-refused"));
+        let pace = Arc::new(Mutex::new(Pace::new(now)));
+        let dispatch = Dispatch {
+            tokens: 15_000_000,
+            uncached_tokens: 15_000_000,
+            streams: false,
+            window: Duration::from_secs(9),
+        };
+        let guard =
+            || InflightGuard::new(Arc::default(), metrics.clone(), pace.clone(), &dispatch, now);
+        let share =
+            || pace.lock().forecast(now + Duration::from_secs(2)).traffic.computed_tokens_per_s;
+        guard().refused(now + Duration::from_secs(1));
+        assert!(share() < 1e-6, "{}", share());
+        guard().whole_answer(now + Duration::from_secs(1));
+        assert!(share() > 1e3, "{}", share());
     }
 }

@@ -208,6 +208,13 @@ impl RequestContext {
         }
     }
 
+    /// The worker says no.
+    pub fn refused(&mut self, now: Instant) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.picked.guard.refused(now);
+        }
+    }
+
     /// The answer goes well so far. Only a breaker's probe is judged by that, as others wait for its
     /// verdict; an answer may still break off, and is judged by its end.
     pub fn goes_well(&mut self, fleet: &Fleet, now: Instant) {

@@ -31,11 +31,13 @@ pub(super) fn on_response_header(
     let content_type = response.headers.get(header::CONTENT_TYPE);
     ctx.stream.is_sse =
         content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
-    if !ctx.stream.is_sse {
+    let outcome = outcome_of(response);
+    if outcome != Outcome::Success {
+        ctx.refused(clock::now());
+    } else if !ctx.stream.is_sse {
         // A stream's header comes before any prefill: there the first content is the sign.
         ctx.whole_answer(clock::now());
     }
-    let outcome = outcome_of(response);
     if let Some(attempt) = &ctx.attempt
         && (outcome == Outcome::Success || has_enough(response))
     {
