@@ -5,12 +5,12 @@ CARGO ?= cargo
 VENV := target/venv
 PYTHON := $(VENV)/bin/python
 
-.PHONY: setup build demo test test-vllm lint deny bench bench-truth bench-upgrade bench-routers bench-replay bench-simulate \
+.PHONY: setup build demo test test-vllm lint deny bench bench-instructions bench-streams bench-truth bench-upgrade bench-routers bench-replay bench-simulate \
 	bench-experiments bench-aligned bench-index test-index test-llama deb test-deb test-systemd image help
 
 help:
 	@echo "make demo | test | lint | test-vllm | test-llama | build | setup"
-	@echo "make bench | bench-truth | bench-upgrade | bench-routers | bench-replay | bench-simulate | bench-experiments | bench-index"
+	@echo "make bench | bench-instructions | bench-streams | bench-truth | bench-upgrade | bench-routers | bench-replay | bench-simulate | bench-experiments | bench-index"
 	@echo "make deb | test-deb | test-systemd | image"
 
 # System packages, only when something is missing; Rust comes from rust-toolchain.toml.
@@ -86,6 +86,16 @@ bench: setup
 	$(CARGO) run --release -p warmroute-bench --bin bench-proxy -- $(BENCH_ARGS)
 	$(CARGO) run --release -p warmroute-bench --bin bench-scale
 	$(CARGO) run --release -p warmroute-bench --bin bench-events
+
+# Instructions a request, against a bare Pingora, counted by callgrind; needs the package valgrind.
+bench-instructions: setup
+	$(CARGO) build --release -p warmroute -p warmroute-bench --bin warmroute --bin bench-instructions
+	target/release/bench-instructions $(INSTRUCTIONS_ARGS)
+
+# Memory of a proxy that holds ten thousand silent streams, or as many as the limit on files allows.
+bench-streams: setup
+	$(CARGO) build --release -p warmroute -p warmroute-bench --bin warmroute --bin bench-streams
+	target/release/bench-streams
 
 # Reports lost, late, repeated or false; engines killed and emptied: how long is what we believe wrong?
 bench-truth: build

@@ -3,7 +3,10 @@
 //! Proxies run as processes of their own, so that the CPU time of each can be read from /proc.
 
 pub mod bare;
+pub mod callgrind;
+pub mod idle;
 pub mod load;
+pub mod lockstep;
 pub mod process;
 pub mod replay;
 pub mod report;

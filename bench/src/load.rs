@@ -147,3 +147,9 @@ pub fn chat_bodies(bytes: usize, count: usize) -> Vec<Bytes> {
     };
     (0..count).map(body).collect()
 }
+
+/// The same bodies, asking for a stream.
+pub fn streaming(bodies: &[Bytes]) -> Vec<Bytes> {
+    let ask = |body: &Bytes| Bytes::from([b"{\"stream\":true,", &body[1..]].concat());
+    bodies.iter().map(ask).collect()
+}

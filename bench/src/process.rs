@@ -27,6 +27,11 @@ impl Running {
         command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().map(Self)
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// User and system time used so far.
     pub fn cpu(&self) -> Duration {
         cpu_of(self.0.id()).unwrap_or_default()

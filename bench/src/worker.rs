@@ -78,7 +78,14 @@ fn stream() -> Response<Body> {
             tokio::task::yield_now().await;
         }
     });
-    let frames = Frames(receiver);
+    event_stream(receiver)
+}
+
+/// An answer of server-sent events, each as it comes out of the channel.
+pub(crate) fn event_stream(
+    events: mpsc::Receiver<Result<Frame<Bytes>, Infallible>>,
+) -> Response<Body> {
+    let frames = Frames(events);
     let mut response = Response::new(BodyExt::boxed(StreamBody::new(frames)));
     let kind = http::HeaderValue::from_static("text/event-stream");
     response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
