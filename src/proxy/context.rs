@@ -238,5 +238,12 @@ impl Drop for RequestContext {
 
 /// 128 random bits: never two alike, and nobody can guess another's.
 fn new_request_id() -> String {
-    format!("{:032x}", rand::rng().random::<u128>())
+    // By hand, as formatting takes five times as long.
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut id = String::with_capacity(32);
+    for byte in rand::rng().random::<[u8; 16]>() {
+        id.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        id.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+    id
 }

@@ -72,20 +72,26 @@ fn has_enough(response: &ResponseHeader) -> bool {
     matches!(response.status.as_u16(), 429 | 503)
 }
 
-/// A piece of the answer goes by.
+/// A piece of the answer goes by. This runs for every event of every stream: nothing is copied here,
+/// and the clock is read once.
 pub(super) fn on_response_chunk(
     fleet: &Fleet,
     passing: &mut Option<Bytes>,
     end: bool,
     ctx: &mut RequestContext,
 ) {
-    let whole = passing.clone();
-    let chunk = whole.as_ref();
-    if let (Some(usage), Some(chunk)) = (&mut ctx.stream.usage, chunk) {
-        usage.feed(chunk);
+    let came = passing.as_deref().unwrap_or_default();
+    if let Some(usage) = &mut ctx.stream.usage {
+        usage.feed(came);
+    }
+    if ctx.stream.is_sse {
+        on_stream_chunk(fleet, came, end, ctx);
+    } else if end {
+        take_feedback(fleet, ctx);
+        ctx.record_outcome(fleet, Outcome::Success, clock::now());
     }
     if let Some(strip) = &mut ctx.stream.strip {
-        let mut left = chunk.map(|chunk| strip.feed(chunk)).unwrap_or_default();
+        let mut left = passing.as_ref().map(|chunk| strip.feed(chunk)).unwrap_or_default();
         if end {
             let rest = strip.finish();
             if !rest.is_empty() {
@@ -96,23 +102,18 @@ pub(super) fn on_response_chunk(
         *passing = (!left.is_empty()).then_some(left);
     }
     ctx.stream.bytes_out += passing.as_ref().map_or(0, Bytes::len) as u64;
-    if end {
-        take_feedback(fleet, ctx);
-    }
-    if !ctx.stream.is_sse {
-        if end {
-            ctx.record_outcome(fleet, Outcome::Success, clock::now());
-        }
-        return;
-    }
+}
+
+/// Bytes of a stream have come from the worker: is that its first content, and how long did it take?
+fn on_stream_chunk(fleet: &Fleet, came: &[u8], end: bool, ctx: &mut RequestContext) {
     let now = clock::now();
-    if let Some(chunk) = chunk.filter(|chunk| !chunk.is_empty()) {
+    if !came.is_empty() {
         if ctx.stream.first.seen() {
             if let (Some(last), Some(attempt)) = (ctx.stream.last_chunk, &ctx.attempt) {
                 let gap = now.saturating_duration_since(last);
                 attempt.picked.member.metrics.inter_token.observe(gap.as_secs_f64());
             }
-        } else if ctx.stream.first.feed(chunk) {
+        } else if ctx.stream.first.feed(came) {
             let ttft = now.saturating_duration_since(ctx.arrived);
             ctx.stream.ttft = Some(ttft);
             ctx.first_token(now);
@@ -126,6 +127,7 @@ pub(super) fn on_response_chunk(
         ctx.stream.last_chunk = Some(now);
     }
     if end {
+        take_feedback(fleet, ctx);
         ctx.record_outcome(fleet, Outcome::Success, now);
     }
 }
@@ -238,4 +240,22 @@ pub(super) fn on_end(session: &Session, error: Option<&Error>, ctx: &mut Request
 fn explain(error: Option<&Error>, ctx: &RequestContext) -> Option<String> {
     let own = ctx.failure.as_ref().map(|failure| failure.code().to_owned());
     own.or_else(|| error.map(|error| error.etype().as_str().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        telemetry::metrics::ENDPOINTS,
+        wire::endpoint::{Endpoint, PromptForm},
+    };
+
+    #[test]
+    fn every_endpoint_has_its_series() {
+        let forms =
+            [PromptForm::Chat, PromptForm::Completion, PromptForm::Responses, PromptForm::Messages];
+        let others = [Endpoint::Health, Endpoint::Models, Endpoint::Model, Endpoint::Other];
+        for endpoint in forms.map(Endpoint::Prompt).into_iter().chain(others) {
+            assert!(ENDPOINTS.contains(&endpoint.as_str()), "{endpoint:?}");
+        }
+    }
 }

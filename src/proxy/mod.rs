@@ -149,11 +149,13 @@ fn own(ctx: &mut RequestContext, error: OwnError) -> Box<Error> {
 
 #[async_trait]
 impl ProxyHttp for Proxy {
-    type CTX = RequestContext;
+    /// Boxed: Pingora's future of a request has room for it in several places, is copied twice, and
+    /// stays as long as the answer streams.
+    type CTX = Box<RequestContext>;
 
-    fn new_ctx(&self) -> RequestContext {
+    fn new_ctx(&self) -> Self::CTX {
         let settings = self.settings.load_full();
-        RequestContext::new(settings, self.drain.enter(), clock::now())
+        Box::new(RequestContext::new(settings, self.drain.enter(), clock::now()))
     }
 
     /// None: Pingora's default adds a compression module we never want between us and a stream.
@@ -162,7 +164,7 @@ impl ProxyHttp for Proxy {
     async fn request_filter(
         &self,
         session: &mut Session,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> PingoraResult<bool> {
         session.as_downstream_mut().set_write_timeout(Some(ctx.config().timeouts.client_write));
         let header = session.req_header();
@@ -207,7 +209,7 @@ impl ProxyHttp for Proxy {
     async fn upstream_peer(
         &self,
         _session: &mut Session,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> PingoraResult<Box<HttpPeer>> {
         self.pick(ctx).map(Box::new).map_err(|error| own(ctx, error))
     }
@@ -219,7 +221,7 @@ impl ProxyHttp for Proxy {
         _peer: &HttpPeer,
         _fd: std::os::unix::io::RawFd,
         _digest: Option<&pingora::protocols::Digest>,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> PingoraResult<()> {
         if let Some(attempt) = &mut ctx.attempt {
             attempt.connected_at = Some(clock::now());
@@ -231,7 +233,7 @@ impl ProxyHttp for Proxy {
         &self,
         _session: &mut Session,
         request: &mut RequestHeader,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> PingoraResult<()> {
         for name in &respond::OURS {
             request.remove_header(name);
@@ -253,7 +255,7 @@ impl ProxyHttp for Proxy {
         _session: &mut Session,
         piece: &mut Option<Bytes>,
         end: bool,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> PingoraResult<()> {
         let bytes_max = ctx.config().limits.body_bytes_max;
         ctx.replay
@@ -265,7 +267,7 @@ impl ProxyHttp for Proxy {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
         mut error: Box<Error>,
     ) -> Box<Error> {
         ctx.record_outcome(&self.fleet, Outcome::Failure, clock::now());
@@ -282,7 +284,7 @@ impl ProxyHttp for Proxy {
         _peer: &HttpPeer,
         session: &mut Session,
         mut error: Box<Error>,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
         reused: bool,
     ) -> Box<Error> {
         error.set_retry(false);
@@ -321,7 +323,7 @@ impl ProxyHttp for Proxy {
         &self,
         _session: &mut Session,
         response: &mut ResponseHeader,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> PingoraResult<()> {
         finish::on_response_header(&self.fleet, response, ctx);
         Ok(())
@@ -331,7 +333,7 @@ impl ProxyHttp for Proxy {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> PingoraResult<()> {
         respond::stamp(response, ctx)?;
         if !response.status.is_informational() {
@@ -349,7 +351,7 @@ impl ProxyHttp for Proxy {
         _session: &mut Session,
         chunk: &mut Option<Bytes>,
         end: bool,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> PingoraResult<Option<Duration>> {
         finish::on_response_chunk(&self.fleet, chunk, end, ctx);
         Ok(None)
@@ -359,28 +361,18 @@ impl ProxyHttp for Proxy {
         &self,
         session: &mut Session,
         error: &Error,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> FailToProxy {
         let error_code = finish::on_failure(session, error, ctx).await;
         FailToProxy { error_code, can_reuse_downstream: false }
     }
 
-    async fn logging(
-        &self,
-        session: &mut Session,
-        error: Option<&Error>,
-        ctx: &mut RequestContext,
-    ) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Self::CTX) {
         finish::on_end(session, error, ctx);
     }
 
     /// Pingora's own error lines name peers and headers; ours are in the access log.
-    fn suppress_error_log(
-        &self,
-        _session: &Session,
-        _ctx: &RequestContext,
-        _error: &Error,
-    ) -> bool {
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Self::CTX, _error: &Error) -> bool {
         true
     }
 }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use pingora::{Result as PingoraResult, http::ResponseHeader, prelude::Session};
+use smallvec::SmallVec;
 
 use super::context::RequestContext;
 use crate::{routing::Reason, wire::error_body::OwnError};
@@ -32,9 +33,17 @@ pub(super) fn stamp(response: &mut ResponseHeader, ctx: &RequestContext) -> Ping
     response.insert_header(BACKEND, worker)?;
     let reason = ctx.reason.map_or("none", Reason::as_str);
     response.insert_header(REASON, HeaderValue::from_static(reason))?;
-    let (matched, total) = ctx.matched;
-    response.insert_header(MATCHED, format!("{matched}/{total}"))?;
+    response.insert_header(MATCHED, share_of(ctx.matched).as_slice())?;
     response.insert_header(REQUEST_ID, ctx.request_id.as_str())
+}
+
+/// Matched blocks / blocks of the prompt.
+fn share_of((matched, total): (usize, usize)) -> SmallVec<[u8; 24]> {
+    let (mut digits, mut text) = (itoa::Buffer::new(), SmallVec::new());
+    text.extend_from_slice(digits.format(matched).as_bytes());
+    text.push(b'/');
+    text.extend_from_slice(digits.format(total).as_bytes());
+    text
 }
 
 /// Sends an answer of our own; the connection stays open only if `keep` is set.
@@ -89,4 +98,17 @@ pub(super) async fn send_error(
     ctx.failure = Some(error.clone());
     crate::telemetry::events::decided(reason);
     send(session, ctx, error.status(), error.body(), error.retry_after_s(), keep).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_two_numbers() {
+        assert_eq!(share_of((0, 0)).as_slice(), b"0/0");
+        assert_eq!(share_of((46, 51)).as_slice(), b"46/51");
+        let most = share_of((usize::MAX, usize::MAX));
+        assert_eq!(most.as_slice(), format!("{0}/{0}", usize::MAX).as_bytes());
+    }
 }

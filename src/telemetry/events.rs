@@ -53,7 +53,11 @@ pub fn answered(
 ) {
     let responses = worker.map_or(&*metrics::OWN_RESPONSES, |worker| &worker.responses);
     responses[metrics::status_class(status)].inc();
-    metrics::REQUEST_SECONDS.with_label_values(&[endpoint]).observe(took.as_secs_f64());
+    if let Some((_, seconds)) =
+        metrics::REQUEST_SECONDS_BY_ENDPOINT.iter().find(|(name, _)| *name == endpoint)
+    {
+        seconds.observe(took.as_secs_f64());
+    }
 }
 
 /// A breaker changed its state; `series` are its worker's.
@@ -185,7 +189,9 @@ pub fn holdings_dropped(worker: &str, blocks: usize, why: &str) {
 
 /// An answer told how much of its prompt was cached.
 pub fn fed_back(outcome: &'static str) {
-    metrics::FEEDBACK.with_label_values(&[outcome]).inc();
+    if let Some(at) = metrics::FEEDBACK_OUTCOMES.iter().position(|name| *name == outcome) {
+        metrics::FEEDBACK_BY_OUTCOME[at].inc();
+    }
 }
 
 /// A request for a model in aligned mode was tokenized, or why not.

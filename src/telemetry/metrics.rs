@@ -51,9 +51,8 @@ macro_rules! metrics {
             LazyLock::force(&OWN_RESPONSES);
             LazyLock::force(&DECISIONS_BY_REASON);
             super::regret::register();
-            for outcome in FEEDBACK_OUTCOMES {
-                let _ = FEEDBACK.with_label_values(&[outcome]);
-            }
+            LazyLock::force(&FEEDBACK_BY_OUTCOME);
+            LazyLock::force(&REQUEST_SECONDS_BY_ENDPOINT);
             for outcome in ALIGN_OUTCOMES {
                 let _ = ALIGNED.with_label_values(&[outcome]);
             }
@@ -314,6 +313,10 @@ metrics! {
         "warmroute_build_info", "Always 1; the version is in the label", &["version"]);
 }
 
+/// Values of the label `endpoint`.
+pub const ENDPOINTS: [&str; 7] =
+    ["chat", "completions", "responses", "messages", "models", "health", "other"];
+
 /// How predictions did.
 pub const FEEDBACK_OUTCOMES: [&str; 4] = ["right", "stale", "missed", "absent"];
 
@@ -334,6 +337,14 @@ pub const DISCOVERY_RESULTS: [&str; 4] = ["answered", "empty", "failed", "malfor
 /// Answers that no worker gave.
 pub static OWN_RESPONSES: LazyLock<[IntCounter; 6]> =
     LazyLock::new(|| STATUS_CLASSES.map(|class| RESPONSES.with_label_values(&["none", class])));
+
+/// `FEEDBACK` by place in `FEEDBACK_OUTCOMES`, looked up once.
+pub static FEEDBACK_BY_OUTCOME: LazyLock<[IntCounter; 4]> =
+    LazyLock::new(|| FEEDBACK_OUTCOMES.map(|outcome| FEEDBACK.with_label_values(&[outcome])));
+
+/// `REQUEST_SECONDS` by endpoint, looked up once.
+pub static REQUEST_SECONDS_BY_ENDPOINT: LazyLock<[(&str, Histogram); 7]> =
+    LazyLock::new(|| ENDPOINTS.map(|name| (name, REQUEST_SECONDS.with_label_values(&[name]))));
 
 /// `DECISIONS` by reason, looked up once.
 pub static DECISIONS_BY_REASON: LazyLock<Vec<(Reason, IntCounter)>> = LazyLock::new(|| {

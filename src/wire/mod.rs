@@ -20,3 +20,4 @@ pub mod report_event;
 pub mod sse;
 pub mod sync;
 pub mod usage;
+mod usage_scan;
