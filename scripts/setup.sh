@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the system packages the build needs, if any is missing (Debian, Ubuntu).
-#   gcc g++ make  C parts of dependencies (mimalloc, zlib-ng)
+#   gcc g++ make  C parts of dependencies (jemalloc, zlib-ng)
 #   cmake         zlib-ng, a fixed dependency of pingora-core
 #   perl          OpenSSL, which Pingora builds from source
 #   python3-venv  tests with the OpenAI client

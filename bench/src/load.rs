@@ -17,8 +17,8 @@ use tokio::{
 pub struct Shot {
     /// Bodies, taken in turn.
     pub bodies: Arc<Vec<Bytes>>,
-    /// Whether the answer is streamed.
-    pub streamed: bool,
+    /// Events of a streamed answer; none = it comes in one piece.
+    pub events: Option<usize>,
 }
 
 /// What came of it.
@@ -95,8 +95,8 @@ async fn one(
         let mut request = Request::post("/v1/chat/completions")
             .header("host", "bench")
             .header("content-type", "application/json");
-        if shot.streamed {
-            request = request.header("x-stream", "1");
+        if let Some(events) = shot.events {
+            request = request.header("x-stream", events);
         }
         let Ok(request) = request.body(Full::new(body)) else { continue };
         let began = Instant::now();

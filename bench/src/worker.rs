@@ -13,8 +13,8 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpListener, sync::mpsc};
 
-/// Events of a streamed answer.
-pub const EVENTS: usize = 32;
+/// Time between two events of a streamed answer, as engines take it for a token.
+const EVENT_EVERY: Duration = Duration::from_millis(10);
 
 /// Serves on all `listeners` until the process ends; `delay` before each answer.
 ///
@@ -49,12 +49,13 @@ async fn answer(request: Request<Incoming>, delay: Duration) -> Result<Response<
     if request.uri().path() == "/v1/models" {
         return Ok(json(r#"{"object":"list","data":[{"id":"m","object":"model"}]}"#));
     }
-    let streamed = request.headers().contains_key("x-stream");
+    let events =
+        request.headers().get("x-stream").and_then(|value| value.to_str().ok()?.parse().ok());
     let _ = request.into_body().collect().await;
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
     }
-    Ok(if streamed { stream() } else { json(ANSWER) })
+    Ok(events.map_or_else(|| json(ANSWER), stream))
 }
 
 const ANSWER: &str = r#"{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"Paris."},"finish_reason":"stop"}],"usage":{"prompt_tokens":9}}"#;
@@ -67,15 +68,16 @@ fn json(text: &'static str) -> Response<Body> {
     response
 }
 
-/// Events one by one: each is written before the next is made.
-fn stream() -> Response<Body> {
+/// Events one by one, at a pace at which no two are read together.
+fn stream(events: usize) -> Response<Body> {
     let (sender, receiver) = mpsc::channel::<Result<Frame<Bytes>, Infallible>>(1);
     tokio::spawn(async move {
-        for _ in 0..EVENTS {
+        let mut ticks = tokio::time::interval(EVENT_EVERY);
+        for _ in 0..events {
+            ticks.tick().await;
             if sender.send(Ok(Frame::data(Bytes::from_static(EVENT.as_bytes())))).await.is_err() {
                 return;
             }
-            tokio::task::yield_now().await;
         }
     });
     event_stream(receiver)

@@ -199,6 +199,9 @@ fn value() -> impl Strategy<Value = String> {
         any::<u32>().prop_map(|number| number.to_string()),
         Just("-1.5e3".to_owned()),
         Just("null".to_owned()),
+        any::<u8>().prop_map(|cached| {
+            format!(r#"{{"prompt_tokens":9,"prompt_tokens_details":{{"cached_tokens":{cached}}}}}"#)
+        }),
         "[a-z{}\\[\\],: ]{0,9}".prop_map(|text| format!("\"{text}\"")),
         Just(r#""\"usage\":{""#.to_owned()),
         Just(r#""\\""#.to_owned()),

@@ -88,7 +88,7 @@ fn one(runtime: &tokio::runtime::Runtime, rate: usize) -> Result<String, Any> {
     let applied = |page: &str| total(page, "warmroute_stores_applied_total");
     let (began, cpu) = (Instant::now(), ours.cpu());
     let before = applied(&page_of(runtime, rest[1])?);
-    let shot = Shot { bodies: Arc::new(chat_bodies(6_000, 2_000)), streamed: false };
+    let shot = Shot { bodies: Arc::new(chat_bodies(6_000, 2_000)), events: None };
     let outcome = runtime.block_on(closed_loop(rest[0], &shot, CONNECTIONS, REQUESTS));
     let page = page_of(runtime, rest[1])?;
     let took = began.elapsed().as_secs_f64();

@@ -24,7 +24,7 @@ use warmroute_bench::{
 };
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const WORKERS: usize = 4;
 /// Measurements of a case; the median is told.

@@ -7,13 +7,13 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use warmroute_bench::{
     bare,
-    load::{Outcome, Shot, chat_bodies, closed_loop},
+    load::{Outcome, Shot, chat_bodies, closed_loop, streaming},
     process::{Running, free_addresses, role, wait_for, warmroute, write_conf},
     say, worker,
 };
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const WORKERS: usize = 4;
 const ROUNDS: usize = 5;
@@ -45,10 +45,10 @@ fn serve_workers(addrs: &[String]) -> Result<(), Any> {
 
 fn drive(args: &[String]) -> Result<(), Any> {
     let [target, bytes, connections, requests, kind @ ..] = args else {
-        return Err("drive ADDRESS BODY_BYTES CONNECTIONS REQUESTS [streamed]".into());
+        return Err("drive ADDRESS BODY_BYTES CONNECTIONS REQUESTS [EVENTS]".into());
     };
-    let streamed = kind.first().is_some_and(|kind| kind == "streamed");
-    let shot = Shot { bodies: Arc::new(chat_bodies(bytes.parse()?, 64)), streamed };
+    let events = kind.first().map(|events| events.parse()).transpose()?;
+    let shot = Shot { bodies: Arc::new(chat_bodies(bytes.parse()?, 64)), events };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let load = closed_loop(target.parse()?, &shot, connections.parse()?, requests.parse()?);
     let outcome = runtime.block_on(load);
@@ -60,21 +60,26 @@ fn drive(args: &[String]) -> Result<(), Any> {
 struct Case {
     name: &'static str,
     body_bytes: usize,
-    streamed: bool,
+    events: Option<usize>,
     connections: usize,
     requests: usize,
 }
 
+/// Events of the shorter and of the longer stream: the difference is what an event costs.
+const EVENTS: (usize, usize) = (8, 256);
+
 #[rustfmt::skip]
-const CASES: [Case; 8] = [
-    Case { name: "6 KB",          body_bytes: 6_000,   streamed: false, connections: 1,   requests: 6_000 },
-    Case { name: "6 KB",          body_bytes: 6_000,   streamed: false, connections: 32,  requests: 16_000 },
-    Case { name: "6 KB",          body_bytes: 6_000,   streamed: false, connections: 256, requests: 16_000 },
-    Case { name: "256 KB",        body_bytes: 256_000, streamed: false, connections: 1,   requests: 1_500 },
-    Case { name: "256 KB",        body_bytes: 256_000, streamed: false, connections: 32,  requests: 3_000 },
-    Case { name: "256 KB",        body_bytes: 256_000, streamed: false, connections: 256, requests: 3_000 },
-    Case { name: "6 KB, 32 events", body_bytes: 6_000, streamed: true,  connections: 1,   requests: 2_000 },
-    Case { name: "6 KB, 32 events", body_bytes: 6_000, streamed: true,  connections: 32,  requests: 4_000 },
+const CASES: [Case; 10] = [
+    Case { name: "6 KB",   body_bytes: 6_000,     events: None, connections: 1,   requests: 6_000 },
+    Case { name: "6 KB",   body_bytes: 6_000,     events: None, connections: 32,  requests: 16_000 },
+    Case { name: "6 KB",   body_bytes: 6_000,     events: None, connections: 256, requests: 16_000 },
+    Case { name: "64 KB",  body_bytes: 64_000,    events: None, connections: 32,  requests: 6_000 },
+    Case { name: "256 KB", body_bytes: 256_000,   events: None, connections: 1,   requests: 1_500 },
+    Case { name: "256 KB", body_bytes: 256_000,   events: None, connections: 32,  requests: 3_000 },
+    Case { name: "256 KB", body_bytes: 256_000,   events: None, connections: 256, requests: 3_000 },
+    Case { name: "1 MB",   body_bytes: 1_000_000, events: None, connections: 32,  requests: 800 },
+    Case { name: "6 KB, 8 events",   body_bytes: 6_000, events: Some(EVENTS.0), connections: 64, requests: 1_600 },
+    Case { name: "6 KB, 256 events", body_bytes: 6_000, events: Some(EVENTS.1), connections: 64, requests: 128 },
 ];
 
 fn bench(quick: bool) -> Result<(), Any> {
@@ -104,9 +109,11 @@ fn bench(quick: bool) -> Result<(), Any> {
         "| body | conns | bare CPU | ours CPU | **CPU ratio** | bare p50/p99 ms | ours p50/p99 ms | errors bare/ours |",
     );
     say("| --- | --- | --- | --- | --- | --- | --- | --- |");
+    let mut streams = Vec::new();
     for case in &CASES {
-        let shot =
-            Shot { bodies: Arc::new(chat_bodies(case.body_bytes, 64)), streamed: case.streamed };
+        let bodies = chat_bodies(case.body_bytes, 64);
+        let bodies = if case.events.is_some() { streaming(&bodies) } else { bodies };
+        let shot = Shot { bodies: Arc::new(bodies), events: case.events };
         let requests = if quick { case.requests / 8 } else { case.requests };
         let mut rounds = Vec::new();
         for round in 0..=ROUNDS {
@@ -117,6 +124,15 @@ fn bench(quick: bool) -> Result<(), Any> {
             }
         }
         say(&row(case, &rounds));
+        if case.events.is_some() {
+            let of = |f: &dyn Fn(&(Measured, Measured)) -> f64| median(rounds.iter().map(f));
+            streams.push((of(&|(a, _)| a.cpu_us), of(&|(_, b)| b.cpu_us)));
+        }
+    }
+    if let [less, more] = streams[..] {
+        let events = (EVENTS.1 - EVENTS.0) as f64;
+        let (a, b) = ((more.0 - less.0) / events, (more.1 - less.1) / events);
+        say(&format!("\neach further event: bare {a:.1} us, ours {b:.1} us, **{:.2}**", b / a));
     }
     let mib = |running: &Running| running.resident() as f64 / f64::from(1 << 20);
     say(&format!("\nresident memory: bare {:.0} MiB, ours {:.0} MiB", mib(&bare), mib(&ours)));

@@ -40,7 +40,7 @@ fn main() -> Result<(), Any> {
     let ours = Running::start(warmroute(&conf)?)?;
     wait_for(listen);
 
-    let shot = Shot { bodies: Arc::new(chat_bodies(6_000, 2_000)), streamed: false };
+    let shot = Shot { bodies: Arc::new(chat_bodies(6_000, 2_000)), events: None };
     let outcome = runtime.block_on(closed_loop(listen, &shot, CONCURRENT, REQUESTS));
     let page = runtime.block_on(scrape::page(metrics)).map_err(|error| error.to_string())?;
     let (p50, p99) = (scrape::decision(&page, 0.5), scrape::decision(&page, 0.99));

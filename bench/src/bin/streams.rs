@@ -20,7 +20,7 @@ use warmroute_bench::{
 };
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const WORKERS: usize = 4;
 const STREAMS: usize = 10_000;
