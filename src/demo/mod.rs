@@ -85,8 +85,10 @@ pub fn run(options: DemoOptions) -> Result<(), DemoError> {
     runtime.block_on(async {
         // Dropping the demo takes its child, its engines and its files with it.
         let running = tokio::select! {
-            outcome = demonstrate(options.stay, options.router) => outcome?,
+            // First, so that signals are caught before there is anything to leave behind.
+            biased;
             end = interrupted() => return end.and(Err(DemoError::Interrupted)),
+            outcome = demonstrate(options.stay, options.router) => outcome?,
         };
         if options.stay {
             interrupted().await?;
