@@ -11,7 +11,7 @@ use tokio::{
 };
 
 /// How long a stream may take to begin.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Longest header of a request or an answer.
 const HEADER_BYTES_MAX: usize = 16 << 10;
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use http_body_util::{BodyExt, Collected, Full, combinators::BoxBody};
 use hyper::{
     Request, Response,
     body::{Frame, Incoming},
@@ -30,7 +30,7 @@ use tokio::{
 use crate::worker;
 
 /// How long an answer, or one event of it, may take before the run is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -76,7 +76,7 @@ async fn answer(
     }
     let events =
         request.headers().get("x-events").and_then(|value| value.to_str().ok()?.parse().ok());
-    let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let body = request.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
     let usage = usage(&body, &seen);
     Ok(match events {
         Some(events) => stream(events, &usage, shared),
@@ -165,6 +165,7 @@ impl Client {
         }
         let request = request.body(Full::new(body)).map_err(Error::other)?;
         let late = |_| Error::other("no answer in time");
+        timeout(PATIENCE, self.sender.ready()).await.map_err(late)?.map_err(Error::other)?;
         let answer = timeout(PATIENCE, self.sender.send_request(request)).await.map_err(late)?;
         let answer = answer.map_err(Error::other)?;
         if answer.status() != 200 {

@@ -160,7 +160,11 @@ impl Scan {
                     let Some(end) = end else { return self.keep(bytes) };
                     if bytes[end] == b'"' {
                         self.at = At::Between;
-                        self.name = self.name_of(&bytes[..end]);
+                        self.name = match bytes.get(end + 1) {
+                            // A value: nobody asks for its name.
+                            Some(b',' | b'}' | b']') => Key::Other,
+                            _ => self.name_of(&bytes[..end]),
+                        };
                     } else {
                         self.at = At::Escape;
                     }
