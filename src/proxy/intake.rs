@@ -1,13 +1,17 @@
 //! The way in: body, facts, policy, and the wait for a first verdict.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{
+    str::FromStr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, header};
 use pingora::{Result as PingoraResult, prelude::Session};
 
 use super::{
-    Proxy,
+    Proxy, Settings,
     body::{self, BodyError, BodyLimits},
     context::RequestContext,
     respond,
@@ -15,7 +19,7 @@ use super::{
 use crate::{
     aligned::Unaligned,
     clock,
-    fleet::Live,
+    fleet::{AlignedEntry, Live},
     routing::{Policy, PromptKind},
     telemetry::{events, metrics},
     wire::{
@@ -49,24 +53,28 @@ impl Proxy {
         ctx.held = body::receive(session.as_downstream_mut(), &limits).await?;
         let bytes = ctx.held.as_ref().map(|held| held.bytes.clone()).unwrap_or_default();
         ctx.body_bytes = bytes.len();
-        self.read_facts(session, ctx, bytes).await;
+        self.read_facts(session, ctx, &settings, bytes).await;
         ask_for_usage(ctx);
-        choose_policy(session, ctx)?;
+        choose_policy(session, ctx, &settings)?;
         Ok(())
     }
 
-    async fn read_facts(&self, session: &Session, ctx: &mut RequestContext, bytes: Bytes) {
+    async fn read_facts(
+        &self,
+        session: &Session,
+        ctx: &mut RequestContext,
+        settings: &Settings,
+        bytes: Bytes,
+    ) {
         let headers = &session.req_header().headers;
         let value = |name: &http::HeaderName| headers.get(name).map(HeaderValue::as_bytes);
-        let settings = ctx.settings.clone();
         let tenant = settings.config().headers.tenant.as_ref().and_then(value).unwrap_or_default();
         let content_type =
             headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
         ctx.facts = match ctx.endpoint {
             Endpoint::Prompt(form) => {
-                let facts = prompt::facts(form, &bytes, tenant, &settings.live.hashing);
                 ctx.tenant = !tenant.is_empty();
-                self.align(&settings.live, form, bytes, tenant, facts).await
+                self.prompt_facts(&settings.live, form, bytes, tenant).await
             }
             _ if content_type.starts_with("multipart/form-data") => prompt::Facts {
                 model: multipart::model(content_type, bytes).await,
@@ -83,45 +91,46 @@ impl Proxy {
         ctx.session = value(&settings.config().headers.session).map(session_key).or(ctx.facts.user);
     }
 
-    /// Names the prompt by its tokens, where the model's tokenizer is at hand.
-    async fn align(
+    /// Names the prompt by its tokens where the model's tokenizer is at hand and knows how, by its
+    /// text otherwise.
+    async fn prompt_facts(
         &self,
         live: &Arc<Live>,
         form: PromptForm,
         body: Bytes,
         tenant: &[u8],
-        facts: Facts,
     ) -> Facts {
-        let model = facts.model.as_deref().unwrap_or("");
-        let Some(aligned) = self.fleet.aligned_for(live, model) else { return facts };
-        if aligned.is_mismatched() {
-            events::aligned("mismatch");
-            return facts;
-        }
-        let live = live.clone();
-        let text = if body.len() > ALIGN_INLINE_MAX { facts.clone() } else { Facts::default() };
-        let (large, tenant) = (body.len() > ALIGN_INLINE_MAX, tenant.to_vec());
-        let align = move || {
-            let began = clock::now();
-            let mut facts = facts;
-            let outcome = aligned.align(form, &body, &tenant, &live.hashing, &mut facts);
-            events::aligned(outcome.as_ref().map_or_else(Unaligned::as_str, |()| "aligned"));
-            let took = clock::now().saturating_duration_since(began);
-            metrics::ALIGN_SECONDS.observe(took.as_secs_f64());
-            facts
-        };
+        let mut tokenized = None;
+        let facts = prompt::facts_if(form, &body, tenant, &live.hashing, |model| {
+            tokenized = self.fleet.aligned_for(live, model).filter(|aligned| {
+                let mismatch = aligned.is_mismatched();
+                if mismatch {
+                    events::aligned("mismatch");
+                }
+                !mismatch
+            });
+            tokenized.is_none()
+        });
+        let Some(aligned) = tokenized else { return facts };
+        let (of, large) = (body.clone(), body.len() > ALIGN_INLINE_MAX);
+        let job = Alignment { live: live.clone(), form, body: of, tenant: tenant.to_vec(), facts };
         if !large {
-            return align();
+            return job.run(&aligned);
         }
         // Milliseconds: not where other requests wait for their turn.
-        tokio::task::spawn_blocking(align).await.unwrap_or(text)
+        let run = tokio::task::spawn_blocking(move || job.run(&aligned));
+        run.await.unwrap_or_else(|_| prompt::facts(form, &body, tenant, &live.hashing))
     }
 
     /// Right after the start nobody has been checked yet: wait for a first verdict rather than
     /// refuse.
     pub(super) async fn wait_for_verdict(&self, session: &mut Session) -> PingoraResult<()> {
+        if self.first_verdict_known.load(Relaxed) {
+            return Ok(());
+        }
         let mut verdict = self.fleet.first_verdict();
         if *verdict.borrow() {
+            self.first_verdict_known.store(true, Relaxed);
             return Ok(());
         }
         let up_for = clock::now().saturating_duration_since(self.started);
@@ -129,6 +138,31 @@ impl Proxy {
             let _ = verdict.wait_for(|known| *known).await;
         });
         body::while_client_waits(session.as_downstream_mut(), known).await.map(|_| ())
+    }
+}
+
+/// A prompt to be named by its tokens.
+struct Alignment {
+    live: Arc<Live>,
+    form: PromptForm,
+    body: Bytes,
+    tenant: Vec<u8>,
+    /// What is known of it but for its prompts.
+    facts: Facts,
+}
+
+impl Alignment {
+    fn run(self, aligned: &AlignedEntry) -> Facts {
+        let Self { live, form, body, tenant, mut facts } = self;
+        let began = clock::now();
+        let outcome = aligned.align(form, &body, &tenant, &live.hashing, &mut facts);
+        events::aligned(outcome.as_ref().map_or_else(Unaligned::as_str, |()| "aligned"));
+        let took = clock::now().saturating_duration_since(began);
+        metrics::ALIGN_SECONDS.observe(took.as_secs_f64());
+        match outcome {
+            Ok(()) => facts,
+            Err(_) => prompt::facts(form, &body, &tenant, &live.hashing),
+        }
     }
 }
 
@@ -147,8 +181,11 @@ fn ask_for_usage(ctx: &mut RequestContext) {
     }
 }
 
-fn choose_policy(session: &Session, ctx: &mut RequestContext) -> Result<(), OwnError> {
-    let settings = ctx.settings.clone();
+fn choose_policy(
+    session: &Session,
+    ctx: &mut RequestContext,
+    settings: &Settings,
+) -> Result<(), OwnError> {
     let policies = &settings.config().policies;
     ctx.policy = *policies.of(ctx.facts.model.as_deref());
     if !policies.override_allowed {

@@ -3,6 +3,8 @@
 //! Needed for one case only: a chunked HTTP/1.1 body over 64 KiB, whose end Pingora 0.9.1 must be
 //! left to read itself (see `body.rs`). Counts brackets outside strings; it does not validate.
 
+use memchr::memchr2;
+
 /// Scanner state.
 #[derive(Debug, Default)]
 pub(super) struct JsonEnd {
@@ -24,7 +26,9 @@ enum State {
 impl JsonEnd {
     /// Takes the next bytes.
     pub(super) fn feed(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
+        let mut at = 0;
+        while let Some(byte) = bytes.get(at) {
+            at += 1;
             match self.state {
                 State::After | State::NotJson => return,
                 State::Before => match byte {
@@ -35,21 +39,26 @@ impl JsonEnd {
                     }
                     _ => self.state = State::NotJson,
                 },
-                State::Inside => self.inside(byte),
+                State::Inside if self.escaped => self.escaped = false,
+                State::Inside if self.in_string => {
+                    // Most of a body is one long string.
+                    match memchr2(b'"', b'\\', &bytes[at - 1..]) {
+                        None => return,
+                        Some(run) => at += run,
+                    }
+                    if bytes[at - 1] == b'"' {
+                        self.in_string = false;
+                    } else {
+                        self.escaped = true;
+                    }
+                }
+                State::Inside => self.inside(*byte),
             }
         }
     }
 
+    /// Outside of strings.
     fn inside(&mut self, byte: u8) {
-        if self.in_string {
-            match byte {
-                _ if self.escaped => self.escaped = false,
-                b'\\' => self.escaped = true,
-                b'"' => self.in_string = false,
-                _ => {}
-            }
-            return;
-        }
         match byte {
             b'"' => self.in_string = true,
             b'{' | b'[' => self.depth += 1,
@@ -95,6 +104,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn any_cut_gives_the_same(
+            bytes in prop::collection::vec(prop::sample::select(&b"{}[]\"\\a "[..]), 0..60),
+            at in any::<prop::sample::Index>(),
+        ) {
+            let (mut whole, mut cut) = (JsonEnd::default(), JsonEnd::default());
+            whole.feed(&bytes);
+            let (head, tail) = bytes.split_at(at.index(bytes.len() + 1));
+            cut.feed(head);
+            cut.feed(tail);
+            let text = String::from_utf8_lossy(&bytes);
+            prop_assert_eq!(whole.is_settled(), cut.is_settled());
+            prop_assert_eq!(whole.is_settled(), settled_after(&text).is_some());
+        }
+
         #[test]
         fn arbitrary_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..500)) {
             JsonEnd::default().feed(&bytes);

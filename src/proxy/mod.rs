@@ -14,7 +14,7 @@ mod settings;
 mod upstream;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -60,13 +60,22 @@ pub struct Proxy {
     fleet: Arc<Fleet>,
     budget: Arc<Budget>,
     started: Instant,
+    /// Spares each request the look at what is known once and for all.
+    first_verdict_known: Arc<AtomicBool>,
     drain: Arc<DrainState>,
 }
 
 impl Proxy {
     /// A proxy in front of `fleet`; `drain` tells when to let go of clients.
     pub fn new(settings: SharedSettings, fleet: Arc<Fleet>, drain: Arc<DrainState>) -> Self {
-        Self { settings, fleet, budget: Arc::default(), started: clock::now(), drain }
+        Self {
+            settings,
+            fleet,
+            budget: Arc::default(),
+            started: clock::now(),
+            first_verdict_known: Arc::default(),
+            drain,
+        }
     }
 
     fn pick(&self, ctx: &mut RequestContext) -> Result<HttpPeer, OwnError> {
@@ -235,17 +244,15 @@ impl ProxyHttp for Proxy {
         request: &mut RequestHeader,
         ctx: &mut Self::CTX,
     ) -> PingoraResult<()> {
-        for name in &respond::OURS {
-            request.remove_header(name);
+        if request.headers.keys().any(|name| name.as_str().starts_with("x-")) {
+            for name in &respond::OURS {
+                request.remove_header(name);
+            }
         }
         request.insert_header(respond::REQUEST_ID, ctx.request_id.as_str())?;
         request.remove_header(&header::EXPECT);
-        match &ctx.held {
-            Some(held) if held.whole => {
-                request.remove_header(&header::TRANSFER_ENCODING);
-                request.insert_header(header::CONTENT_LENGTH, held.bytes.len())?;
-            }
-            _ => {}
+        if let Some(held) = ctx.held.as_ref().filter(|held| held.whole) {
+            body::frame(request, held.bytes.len())?;
         }
         Ok(())
     }
@@ -339,6 +346,10 @@ impl ProxyHttp for Proxy {
         if !response.status.is_informational() {
             // Nothing can be retried from here on.
             ctx.held = None;
+            if ctx.stream.usage.is_none() {
+                // Nobody will say how the prediction did.
+                ctx.facts.prompts = Vec::new();
+            }
             if !self.keeps_clients() {
                 session.set_keepalive(None);
             }

@@ -218,7 +218,11 @@ impl BlockHasher {
     }
 
     /// The full blocks of the whole prompt; the tail has no name.
-    pub fn finish(self) -> Vec<BlockHash> {
+    pub fn finish(mut self) -> Vec<BlockHash> {
+        // Room made for a body of images is given back: a stream holds its blocks to its end.
+        if self.blocks.capacity() > 2 * self.blocks.len() {
+            self.blocks.shrink_to_fit();
+        }
         self.blocks
     }
 }

@@ -3,11 +3,9 @@
 //! Works on raw JSON slices: what is not text passes through as the client wrote it, so two
 //! requests of one client agree byte for byte and nothing is re-serialized.
 
-use std::borrow::Cow;
-
-use serde::Deserialize;
-use sonic_rs::LazyValue;
 use xxhash_rust::xxh3::xxh3_128;
+
+use super::json::{self, Reader, fields, text};
 
 /// Where canonical text goes, piece by piece.
 pub trait Sink {
@@ -30,74 +28,33 @@ impl Sink for crate::routing::block::BlockHasher {
 /// Content nests (a tool result holds parts); deeper than this is written as sent.
 const DEPTH_MAX: u32 = 4;
 
-/// The text of a raw JSON string; `None` when it is not one.
-pub(super) fn text(raw: &str) -> Option<Cow<'_, str>> {
-    let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
-    if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
-        return Some(Cow::Borrowed(inner));
-    }
-    sonic_rs::from_str::<String>(raw).ok().map(Cow::Owned)
-}
-
-/// Raw JSON of `value`, or "" when absent.
-pub(super) fn raw<'a>(value: Option<&'a LazyValue<'_>>) -> &'a str {
-    value.map_or("", LazyValue::as_raw_str)
-}
-
-/// Raw JSON, or "" for `null`.
-pub(super) fn nothing_if_null(raw: &str) -> &str {
-    if raw == "null" { "" } else { raw }
-}
-
 /// Whether raw JSON is a list or object with something in it.
 pub(super) fn is_filled(raw: &str) -> bool {
     let mut bytes = raw.bytes().filter(|b| !b.is_ascii_whitespace());
     matches!(bytes.next(), Some(b'[' | b'{')) && !matches!(bytes.next(), Some(b']' | b'}') | None)
 }
 
-#[derive(Deserialize)]
-struct Part<'a> {
-    #[serde(borrow, rename = "type")]
-    kind: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    text: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    content: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    name: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    input: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    image_url: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    audio_url: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    video_url: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    input_audio: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    source: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    file: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    file_id: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    file_data: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    file_url: Option<LazyValue<'a>>,
-}
+/// What is read of a part of a content: first what it says of itself, then where media may stand, the
+/// likeliest first.
+const PART: [&str; 14] = [
+    "type",
+    "text",
+    "content",
+    "name",
+    "input",
+    "image_url",
+    "audio_url",
+    "video_url",
+    "input_audio",
+    "source",
+    "file",
+    "file_data",
+    "file_url",
+    "file_id",
+];
 
-#[derive(Deserialize)]
-struct Media<'a> {
-    #[serde(borrow)]
-    url: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    data: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    file_data: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    file_id: Option<LazyValue<'a>>,
-}
+/// Where the data of media stands in its object, the likeliest first.
+const MEDIA: [&str; 4] = ["data", "url", "file_data", "file_id"];
 
 /// Writes message content: a string, nothing, or a list of parts.
 pub(super) fn write(content: &str, sink: &mut impl Sink) {
@@ -107,53 +64,45 @@ pub(super) fn write(content: &str, sink: &mut impl Sink) {
 fn write_nested(content: &str, sink: &mut impl Sink, depth: u32) {
     match content.as_bytes().first() {
         None | Some(b'n') => {}
-        Some(b'"') => match text(content) {
-            Some(text) => sink.push(text.as_bytes()),
-            None => sink.push(content.as_bytes()),
-        },
+        Some(b'"') => {
+            if !json::write_text(content, |piece| sink.push(piece)) {
+                sink.push(content.as_bytes());
+            }
+        }
         Some(b'[') if depth < DEPTH_MAX => write_parts(content, sink, depth),
         Some(_) => sink.push(content.as_bytes()),
     }
 }
 
 fn write_parts(list: &str, sink: &mut impl Sink, depth: u32) {
-    for (at, part) in sonic_rs::to_array_iter(list).enumerate() {
-        let Ok(part) = part else { return };
-        if at > 0 {
+    let mut first = true;
+    // It was read once already: that it is malformed cannot be.
+    let _ = Reader::new(list).array(|items| {
+        if !first {
             sink.push(b"\n");
         }
-        let raw = part.as_raw_str();
-        match sonic_rs::from_str::<Part<'_>>(raw) {
-            Ok(fields) => write_part(raw, &fields, sink, depth),
+        first = false;
+        let raw = items.value()?;
+        match fields(raw, &PART) {
+            Ok(part) => write_part(raw, part, sink, depth),
             Err(_) => write_nested(raw, sink, DEPTH_MAX),
         }
-    }
+        Ok(())
+    });
 }
 
-fn write_part(whole: &str, part: &Part<'_>, sink: &mut impl Sink, depth: u32) {
-    let kind = text(raw(part.kind.as_ref())).unwrap_or_default();
-    match &*kind {
-        "text" | "input_text" | "output_text" => write_nested(raw(part.text.as_ref()), sink, depth),
+fn write_part(whole: &str, part: [&str; PART.len()], sink: &mut impl Sink, depth: u32) {
+    let [kind, written, content, name, input, media @ ..] = part;
+    match &*text(kind).unwrap_or_default() {
+        "text" | "input_text" | "output_text" => write_nested(written, sink, depth),
         "tool_use" => {
-            write_nested(raw(part.name.as_ref()), sink, depth);
-            sink.push(raw(part.input.as_ref()).as_bytes());
+            write_nested(name, sink, depth);
+            sink.push(input.as_bytes());
         }
-        "tool_result" => write_nested(raw(part.content.as_ref()), sink, depth + 1),
+        "tool_result" => write_nested(content, sink, depth + 1),
         "image_url" | "input_image" | "image" | "input_audio" | "audio_url" | "video_url"
         | "file" | "input_file" | "document" => {
-            let place = [
-                &part.image_url,
-                &part.audio_url,
-                &part.video_url,
-                &part.input_audio,
-                &part.source,
-                &part.file,
-                &part.file_data,
-                &part.file_url,
-                &part.file_id,
-            ];
-            let media = place.into_iter().flatten().next().map_or(whole, LazyValue::as_raw_str);
-            write_media(media, sink);
+            write_media(first_filled(&media).unwrap_or(whole), sink);
         }
         _ => sink.push(whole.as_bytes()),
     }
@@ -161,22 +110,19 @@ fn write_part(whole: &str, part: &Part<'_>, sink: &mut impl Sink, depth: u32) {
 
 /// Media stands in the text as a hash of its data (or of its URL): equal data, equal prompt.
 fn write_media(media: &str, sink: &mut impl Sink) {
-    let hash = match text(media) {
-        Some(url) => xxh3_128(url.as_bytes()),
-        None => match sonic_rs::from_str::<Media<'_>>(media) {
-            Ok(Media { url, data, file_data, file_id }) => {
-                let data = [&data, &url, &file_data, &file_id].into_iter().flatten().next();
-                let data = data.map_or(media, LazyValue::as_raw_str);
-                xxh3_128(
-                    text(data)
-                        .map_or(data.as_bytes().to_vec(), |t| t.as_bytes().to_vec())
-                        .as_slice(),
-                )
-            }
-            Err(_) => xxh3_128(media.as_bytes()),
-        },
+    let data = match fields(media, &MEDIA) {
+        Ok(places) => first_filled(&places).unwrap_or(media),
+        Err(_) => media,
+    };
+    let hash = match text(data) {
+        Some(text) => xxh3_128(text.as_bytes()),
+        None => xxh3_128(data.as_bytes()),
     };
     sink.push(format!("<|media:{hash:032x}|>").as_bytes());
+}
+
+fn first_filled<'a>(places: &[&'a str]) -> Option<&'a str> {
+    places.iter().copied().find(|raw| !raw.is_empty())
 }
 
 #[cfg(test)]

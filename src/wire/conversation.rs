@@ -2,34 +2,45 @@
 
 use std::borrow::Cow;
 
-use serde::Deserialize;
-use sonic_rs::LazyValue;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::content::{self, Sink, is_filled, raw, text};
+use super::{
+    content::{self, Sink, is_filled},
+    json::{Malformed, Reader, text},
+};
 use crate::routing::block::BlockHasher;
 
-/// One message, or one item of `input`.
-#[derive(Deserialize)]
+/// One message, or one item of `input`: what is read of it as it is written, "" where absent.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Message<'a> {
-    #[serde(borrow)]
-    role: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    content: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    tool_calls: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    output: Option<LazyValue<'a>>,
+    role: &'a str,
+    content: &'a str,
+    tool_calls: &'a str,
+    output: &'a str,
 }
 
-impl Message<'_> {
-    /// Whether it says whose it is; an item of `input` need not.
-    pub(super) fn has_role(&self) -> bool {
-        raw(self.role.as_ref()).len() > 2
+impl<'a> Message<'a> {
+    /// Reads the next value.
+    ///
+    /// # Errors
+    /// It is none, or not of a shape we know.
+    pub(super) fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
+        const NAMES: [&str; 4] = ["role", "content", "tool_calls", "output"];
+        let fields = reader.fields(&NAMES, |_, reader| reader.value())?;
+        if fields.repeated != 0 {
+            return Err(Malformed);
+        }
+        let [role, content, tool_calls, output] = fields.values;
+        Ok(Self { role, content, tool_calls, output })
     }
 
-    fn role(&self) -> Cow<'_, str> {
-        text(raw(self.role.as_ref())).unwrap_or_default()
+    /// Whether it says whose it is; an item of `input` need not.
+    pub(super) fn has_role(&self) -> bool {
+        self.role.len() > 2
+    }
+
+    fn role(&self) -> Cow<'a, str> {
+        text(self.role).unwrap_or_default()
     }
 
     fn leads(&self) -> bool {
@@ -40,11 +51,10 @@ impl Message<'_> {
     fn write(&self, whole: &str, sink: &mut impl Sink) {
         let role = self.role();
         if role.is_empty() {
-            let output = raw(self.output.as_ref());
-            message("tool", if output.starts_with('"') { output } else { whole }, "", sink);
+            let said = self.output.starts_with('"');
+            message("tool", if said { self.output } else { whole }, "", sink);
         } else {
-            let calls = raw(self.tool_calls.as_ref());
-            message(&role, raw(self.content.as_ref()), calls, sink);
+            message(&role, self.content, self.tool_calls, sink);
         }
     }
 }
@@ -68,6 +78,8 @@ pub(super) struct Frame<'a> {
     pub(super) leads: bool,
     /// Whether a string stands for one message of the user.
     pub(super) takes_string: bool,
+    /// Whether only the system prompt and tools are asked for; the rest is neither read nor written.
+    pub(super) only_leading: bool,
 }
 
 /// Hash of a system prompt and tools; `None` where there are none.
@@ -89,23 +101,30 @@ pub(super) fn write(frame: &Frame<'_>, list: List<'_>, hasher: &mut BlockHasher)
     match list {
         List::Read(messages) => {
             for message in messages {
+                if writer.is_done() {
+                    break;
+                }
                 writer.message(message, "");
             }
         }
         List::Raw(list) if list.starts_with('[') => {
-            for item in sonic_rs::to_array_iter(list) {
-                let item = item.ok()?;
-                let whole = item.as_raw_str();
-                if !whole.starts_with('{') {
-                    return None;
+            let read = Reader::new(list).array(|items| {
+                let whole = items.value()?;
+                if writer.is_done() {
+                    return Ok(());
                 }
-                if let Ok(message) = sonic_rs::from_str::<Message<'_>>(whole) {
+                if !whole.starts_with('{') {
+                    return Err(Malformed);
+                }
+                if let Ok(message) = Message::read(&mut Reader::new(whole)) {
                     writer.message(&message, whole);
                 } else {
                     writer.end_of_leading();
                     writer.sink.push(whole.as_bytes());
                 }
-            }
+                Ok(())
+            });
+            read.ok()?;
         }
         List::Raw(string) if frame.takes_string && string.starts_with('"') => {
             writer.end_of_leading();
@@ -125,6 +144,10 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    fn is_done(&self) -> bool {
+        self.frame.only_leading && self.sink.leading.is_none()
+    }
+
     fn message(&mut self, message: &Message<'_>, whole: &str) {
         if !(self.frame.leads && self.sink.leading.is_some() && message.leads()) {
             self.end_of_leading();

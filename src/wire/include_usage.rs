@@ -10,9 +10,8 @@
 //! its last event carries `timings` in any case, and would lose them to the event taken out.
 
 use bytes::{Bytes, BytesMut};
-use sonic_rs::LazyValue;
 
-use super::usage::names_usage;
+use super::{json::Reader, usage::names_usage};
 
 /// A longer event is no usage event: those of real engines have a few hundred bytes.
 const EVENT_BYTES_MAX: usize = 64 << 10;
@@ -26,17 +25,19 @@ const ASKED: &str = r#"{"include_usage":true}"#;
 /// asks for `continuous_usage_stats` without `include_usage`: engines then send neither, and would
 /// both. Of a key that comes twice, the last counts, as engines read it.
 pub fn ask(body: &Bytes) -> Option<Bytes> {
-    let text = std::str::from_utf8(body).ok()?;
-    let mut stream = false;
-    let mut options = None;
-    for member in sonic_rs::to_object_iter(text) {
-        let (key, value) = member.ok()?;
-        match &*key {
-            "stream" => stream = value.as_raw_str() == "true",
+    let text = simdutf8::basic::from_utf8(body).ok()?;
+    let (mut stream, mut options) = (false, None);
+    let mut reader = Reader::new(text);
+    let read = reader.object(|key, reader| {
+        let value = reader.value()?;
+        match key {
+            "stream" => stream = value == "true",
             "stream_options" => options = Some(value),
             _ => {}
         }
-    }
+        Ok(())
+    });
+    read.ok()?;
     if !stream {
         return None;
     }
@@ -44,40 +45,38 @@ pub fn ask(body: &Bytes) -> Option<Bytes> {
         let inside = text.find('{')? + 1;
         return Some(splice(body, inside, inside, &format!(r#""stream_options":{ASKED},"#)));
     };
-    let at = offset_in(text, options.as_raw_str())?;
-    match options.as_raw_str() {
+    let at = offset_in(text, options)?;
+    match options {
         "null" => Some(splice(body, at, at + 4, ASKED)),
-        object if object.starts_with('{') => ask_in(body, text, &options),
+        object if object.starts_with('{') => ask_in(body, text, object),
         _ => None,
     }
 }
 
 /// As [`ask`], for a body that has the object `options`.
-fn ask_in(body: &Bytes, text: &str, options: &LazyValue<'_>) -> Option<Bytes> {
-    let object = options.as_raw_str();
+fn ask_in(body: &Bytes, text: &str, options: &str) -> Option<Bytes> {
     let (mut is_empty, mut asked, mut continuous) = (true, None, false);
-    for member in sonic_rs::to_object_iter(object) {
-        let (key, value) = member.ok()?;
+    let read = Reader::new(options).object(|key, reader| {
+        let value = reader.value()?;
         is_empty = false;
-        match &*key {
+        match key {
             "include_usage" => asked = Some(value),
-            "continuous_usage_stats" => {
-                continuous = !matches!(value.as_raw_str(), "false" | "null");
-            }
+            "continuous_usage_stats" => continuous = !matches!(value, "false" | "null"),
             _ => {}
         }
-    }
+        Ok(())
+    });
+    read.ok()?;
     if continuous {
         return None;
     }
     let Some(asked) = asked else {
-        let inside = offset_in(text, object)? + 1;
+        let inside = offset_in(text, options)? + 1;
         let comma = if is_empty { "" } else { "," };
         return Some(splice(body, inside, inside, &format!(r#""include_usage":true{comma}"#)));
     };
-    let raw = asked.as_raw_str();
-    let at = offset_in(text, raw)?;
-    matches!(raw, "false" | "null").then(|| splice(body, at, at + raw.len(), "true"))
+    let at = offset_in(text, asked)?;
+    matches!(asked, "false" | "null").then(|| splice(body, at, at + asked.len(), "true"))
 }
 
 /// Where in `text` the slice `part` of it begins.

@@ -9,6 +9,7 @@ pub mod endpoint;
 pub mod error_body;
 pub mod event;
 pub mod include_usage;
+mod json;
 mod kv_event_fields;
 pub mod kv_events;
 pub mod models;

@@ -6,16 +6,14 @@
 
 use std::{borrow::Cow, collections::HashMap, num::NonZeroUsize, sync::Arc};
 
-use serde::Deserialize;
 use smallvec::SmallVec;
-use sonic_rs::LazyValue;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::event::TOKEN_BYTES;
 use super::{
-    content::{nothing_if_null, raw, text},
     conversation::{self, Frame, List, Message},
     endpoint::PromptForm,
+    json::{Fields, Malformed, Reader, text},
 };
 use crate::routing::block::{BlockHash, BlockHasher, Root, Secret};
 
@@ -156,72 +154,83 @@ fn filled<'a>(fields: &[(u8, &'a [u8])]) -> SmallVec<[(u8, &'a [u8]); 8]> {
     fields.iter().filter(|(_, bytes)| !bytes.is_empty()).copied().collect()
 }
 
-/// The fields we know. `M` is how `messages` are read: as a list of messages, in one pass over the
-/// body, which fails on shapes we do not know; or raw, which takes anything.
-#[derive(Deserialize)]
-#[serde(bound(deserialize = "M: Deserialize<'de>"))]
-struct Body<'a, M> {
-    #[serde(borrow)]
-    model: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    stream: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    user: Option<LazyValue<'a>>,
-    #[serde(default = "none")]
-    messages: Option<M>,
-    #[serde(borrow)]
-    system: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    tools: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    functions: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    instructions: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    input: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    prompt: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    cache_salt: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    lora: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    lora_name: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    lora_path: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    chat_template: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    chat_template_kwargs: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    previous_response_id: Option<LazyValue<'a>>,
+/// The fields we know; those that say who asks for what come first.
+const FIELDS: [&str; 17] = [
+    "model",
+    "stream",
+    "user",
+    "messages",
+    "system",
+    "tools",
+    "functions",
+    "instructions",
+    "input",
+    "prompt",
+    "cache_salt",
+    "lora_name",
+    "lora_path",
+    "lora",
+    "chat_template",
+    "chat_template_kwargs",
+    "previous_response_id",
+];
+/// Bits of `model`, `stream` and `user`.
+const IDENTITY: u32 = 0b111;
+/// Index of `messages`.
+const MESSAGES: usize = 3;
+
+/// A body: its fields as they are written.
+struct Body<'a> {
+    fields: Fields<'a, { FIELDS.len() }>,
+    /// `messages`, where that is a list of messages that all have a role.
+    messages: Option<SmallVec<[Message<'a>; 8]>>,
 }
 
-#[derive(Deserialize)]
-struct OnlyModel<'a> {
-    #[serde(borrow)]
-    model: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    stream: Option<LazyValue<'a>>,
-    #[serde(borrow)]
-    user: Option<LazyValue<'a>>,
-}
+impl<'a> Body<'a> {
+    /// Reads all of it in one pass.
+    fn read(body: &'a [u8]) -> Option<Self> {
+        let text = simdutf8::basic::from_utf8(body).ok()?;
+        let mut reader = Reader::new(text);
+        let mut messages = None;
+        let fields = reader.fields(&FIELDS, |at, reader| {
+            if at == MESSAGES && reader.peek()? == b'[' {
+                let before = reader.clone();
+                let mut list = SmallVec::new();
+                let read = reader.array(|items| {
+                    list.push(Message::read(items)?);
+                    Ok(())
+                });
+                if read.is_ok() {
+                    messages = Some(list).filter(|list| list.iter().all(Message::has_role));
+                    return Ok(reader.since(&before));
+                }
+                *reader = before;
+            }
+            reader.value()
+        });
+        let fields = fields.ok()?;
+        reader.end().ok()?;
+        Some(Self { fields, messages })
+    }
 
-fn none<M>() -> Option<M> {
-    None
+    /// What it says of itself.
+    fn identity(&self) -> Facts {
+        if self.fields.repeated & IDENTITY != 0 {
+            return Facts::default();
+        }
+        let [model, stream, user, ..] = self.fields.values;
+        Facts {
+            model: string(model).map(Cow::into_owned),
+            stream: stream == "true",
+            user: string(user).map(|user| session_key(user.as_bytes())),
+            ..Facts::default()
+        }
+    }
 }
 
 /// The model and flags of a body that carries no prompt we cache; `readable` stays false.
 pub fn facts_without_prompt(body: &[u8]) -> Facts {
-    let Ok(OnlyModel { model, stream, user }) = sonic_rs::from_slice::<OnlyModel<'_>>(body) else {
-        return Facts::default();
-    };
-    Facts {
-        model: string(model.as_ref()).map(Cow::into_owned),
-        stream: raw(stream.as_ref()) == "true",
-        user: string(user.as_ref()).map(|user| session_key(user.as_bytes())),
-        ..Facts::default()
-    }
+    Body::read(body).map(|body| body.identity()).unwrap_or_default()
 }
 
 /// Hash of whatever names a session; stable across restarts so that routers agree.
@@ -231,59 +240,68 @@ pub fn session_key(name: &[u8]) -> u64 {
 
 /// Everything routing needs of a prompt-carrying body.
 pub fn facts(form: PromptForm, body: &[u8], tenant: &[u8], hashing: &Hashing) -> Facts {
-    if matches!(form, PromptForm::Chat | PromptForm::Messages)
-        && let Ok(fields) = sonic_rs::from_slice::<Body<'_, Vec<Message<'_>>>>(body)
-        && let Some(messages) = &fields.messages
-        && messages.iter().all(Message::has_role)
-    {
-        return read(form, &fields, List::Read(messages), tenant, hashing, body.len());
-    }
-    let Ok(fields) = sonic_rs::from_slice::<Body<'_, LazyValue<'_>>>(body) else {
-        return facts_without_prompt(body);
-    };
-    let list = match form {
-        PromptForm::Responses => List::Raw(raw(fields.input.as_ref())),
-        _ => List::Raw(raw(fields.messages.as_ref())),
-    };
-    read(form, &fields, list, tenant, hashing, body.len())
+    facts_if(form, body, tenant, hashing, |_| true)
 }
 
-fn read<M>(
+/// As [`facts`]; the prompt's blocks are left out, and `prompt_bytes` with them, where `names_text`
+/// says of the model that its prompts are named otherwise.
+pub fn facts_if(
     form: PromptForm,
-    fields: &Body<'_, M>,
-    list: List<'_>,
+    body: &[u8],
     tenant: &[u8],
     hashing: &Hashing,
-    body_bytes: usize,
+    names_text: impl FnOnce(&str) -> bool,
 ) -> Facts {
-    let mut facts = Facts {
-        model: string(fields.model.as_ref()).map(Cow::into_owned),
-        stream: raw(fields.stream.as_ref()) == "true",
-        user: string(fields.user.as_ref()).map(|user| session_key(user.as_bytes())),
-        ..Facts::default()
-    };
-    let asked = Asked { tenant, hashing, body_bytes };
-    let hashers = Hashers::new(fields, &facts, &asked);
+    let Some(read) = Body::read(body) else { return Facts::default() };
+    let facts = read.identity();
+    let names_text = names_text(facts.model.as_deref().unwrap_or(""));
+    if read.fields.repeated != 0 {
+        // Nobody knows which of the two counts.
+        return facts;
+    }
+    let asked = Asked { tenant, hashing, body_bytes: if names_text { body.len() } else { 0 } };
+    read_prompts(form, &read, facts, asked, names_text)
+}
+
+fn read_prompts(
+    form: PromptForm,
+    body: &Body<'_>,
+    mut facts: Facts,
+    asked: Asked<'_>,
+    names_text: bool,
+) -> Facts {
+    let [_, _, _, messages, system, tools, functions, instructions, input, ..] = body.fields.values;
+    let hashers = Hashers::new(&body.fields.values, &facts, asked);
     let mut prefix = None;
     let prompts = match form {
-        PromptForm::Completion => completion(&hashers),
+        PromptForm::Completion if names_text => completion(&hashers),
+        PromptForm::Completion => Prompts::default(),
         PromptForm::Chat | PromptForm::Responses | PromptForm::Messages => {
             let mut hasher = hashers.start();
+            let head = match form {
+                PromptForm::Responses => instructions,
+                PromptForm::Messages => system,
+                _ => "",
+            };
             let frame = Frame {
-                head: nothing_if_null(match form {
-                    PromptForm::Responses => raw(fields.instructions.as_ref()),
-                    PromptForm::Messages => raw(fields.system.as_ref()),
-                    _ => "",
-                }),
-                tools: [raw(fields.tools.as_ref()), raw(fields.functions.as_ref())],
+                head,
+                tools: [tools, functions],
                 leads: form != PromptForm::Messages,
                 takes_string: form == PromptForm::Responses,
+                only_leading: !names_text,
+            };
+            let list = match &body.messages {
+                _ if form == PromptForm::Responses => List::Raw(input),
+                Some(read) => List::Read(read),
+                None => List::Raw(messages),
             };
             let mut prompts = Prompts::default();
             if let Some(hash) = conversation::write(&frame, list, &mut hasher) {
                 prefix = hash;
-                prompts.bytes = hasher.bytes();
-                prompts.blocks.push(hasher.finish());
+                if names_text {
+                    prompts.bytes = hasher.bytes();
+                    prompts.blocks.push(hasher.finish());
+                }
             }
             prompts
         }
@@ -300,8 +318,8 @@ fn read<M>(
     facts
 }
 
-fn string<'a>(value: Option<&'a LazyValue<'_>>) -> Option<Cow<'a, str>> {
-    text(raw(value)).filter(|text| !text.is_empty())
+fn string(raw: &str) -> Option<Cow<'_, str>> {
+    text(raw).filter(|text| !text.is_empty())
 }
 
 /// What comes with a body.
@@ -309,17 +327,18 @@ fn string<'a>(value: Option<&'a LazyValue<'_>>) -> Option<Cow<'a, str>> {
 struct Asked<'a> {
     tenant: &'a [u8],
     hashing: &'a Hashing,
+    /// Room to make for blocks.
     body_bytes: usize,
 }
 
-struct Hashers<'a, M> {
-    fields: &'a Body<'a, M>,
+struct Hashers<'a> {
+    prompt: &'a str,
+    /// What else engines key on, as it is written.
+    keyed_on: [(u8, &'a str); 3],
     model: &'a str,
     salt: Cow<'a, str>,
     lora: Cow<'a, str>,
-    tenant: &'a [u8],
-    hashing: &'a Hashing,
-    body_bytes: usize,
+    asked: Asked<'a>,
 }
 
 /// Prompts of a completion, so far.
@@ -332,7 +351,7 @@ struct Prompts {
 }
 
 impl Prompts {
-    fn text<M>(&mut self, text: &str, hashers: &Hashers<'_, M>) {
+    fn text(&mut self, text: &str, hashers: &Hashers<'_>) {
         let mut hasher = hashers.start();
         hasher.push(text.as_bytes());
         self.bytes += hasher.bytes();
@@ -340,57 +359,59 @@ impl Prompts {
         self.blocks.push(hasher.finish());
     }
 
-    fn tokens<M>(&mut self, tokens: &[u32], hashers: &Hashers<'_, M>) {
+    fn tokens(&mut self, tokens: &[u32], hashers: &Hashers<'_>) {
         let before = if self.blocks.is_empty() { Some(0) } else { self.tokens };
         self.tokens = before.map(|before| before + tokens.len() as u64);
         self.bytes += (tokens.len() * TOKEN_BYTES) as u64;
-        self.blocks.push(hashers.hashing.token_blocks(hashers.token_root(), tokens));
+        self.blocks.push(hashers.asked.hashing.token_blocks(hashers.token_root(), tokens));
     }
 }
 
-impl<'a, M> Hashers<'a, M> {
-    fn new(fields: &'a Body<'a, M>, facts: &'a Facts, asked: &Asked<'a>) -> Self {
-        let loras = [&fields.lora_name, &fields.lora_path, &fields.lora];
-        let lora = loras.into_iter().flatten().next().map_or("", LazyValue::as_raw_str);
-        let lora = text(lora).unwrap_or(Cow::Borrowed(nothing_if_null(lora)));
-        let salt = nothing_if_null(raw(fields.cache_salt.as_ref()));
-        let salt = text(salt).unwrap_or(Cow::Borrowed(salt));
-        let model = facts.model.as_deref().unwrap_or("");
-        let Asked { tenant, hashing, body_bytes } = *asked;
-        Self { fields, model, salt, lora, tenant, hashing, body_bytes }
+impl<'a> Hashers<'a> {
+    fn new(fields: &[&'a str; FIELDS.len()], facts: &'a Facts, asked: Asked<'a>) -> Self {
+        let [.., prompt, salt, lora_name, lora_path, lora, template, kwargs, previous] = *fields;
+        let loras = [lora_name, lora_path, lora];
+        let lora = loras.into_iter().find(|lora| !lora.is_empty()).unwrap_or_default();
+        Self {
+            prompt,
+            keyed_on: [
+                (tag::TEMPLATE, template),
+                (tag::TEMPLATE, kwargs),
+                (tag::PREVIOUS, previous),
+            ],
+            model: facts.model.as_deref().unwrap_or(""),
+            salt: text(salt).unwrap_or(Cow::Borrowed(salt)),
+            lora: text(lora).unwrap_or(Cow::Borrowed(lora)),
+            asked,
+        }
     }
 
     fn start(&self) -> BlockHasher {
+        let Asked { tenant, hashing, body_bytes } = self.asked;
         let common = RootFields {
             model: self.model,
-            tenant: self.tenant,
+            tenant,
             cache_salt: &self.salt,
             lora: &self.lora,
             tokens: false,
         };
         let mut all: SmallVec<[(u8, &[u8]); 8]> = SmallVec::from_slice(&common.fields());
-        all.push((tag::TEMPLATE, raw_bytes(self.fields.chat_template.as_ref())));
-        all.push((tag::TEMPLATE, raw_bytes(self.fields.chat_template_kwargs.as_ref())));
-        all.push((tag::PREVIOUS, raw_bytes(self.fields.previous_response_id.as_ref())));
-        let root = self.hashing.secret.root(&filled(&all));
+        all.extend(self.keyed_on.iter().map(|(tag, raw)| (*tag, raw.as_bytes())));
+        let root = hashing.secret.root(&filled(&all));
         // The text is hardly longer than the body it was written in.
-        BlockHasher::with_capacity(root, self.hashing.block_bytes, self.body_bytes)
+        BlockHasher::with_capacity(root, hashing.block_bytes, body_bytes)
     }
 
     fn token_root(&self) -> Root {
         let model = if self.lora.is_empty() { self.model } else { &*self.lora };
-        self.hashing.token_root(model, self.tenant, &self.salt)
+        self.asked.hashing.token_root(model, self.asked.tenant, &self.salt)
     }
 }
 
-fn raw_bytes<'a>(value: Option<&'a LazyValue<'_>>) -> &'a [u8] {
-    nothing_if_null(raw(value)).as_bytes()
-}
-
 /// `prompt`: a string, token ids, or a list of either (llama.cpp also mixes both in one prompt).
-fn completion<M>(hashers: &Hashers<'_, M>) -> Prompts {
+fn completion(hashers: &Hashers<'_>) -> Prompts {
     let mut prompts = Prompts::default();
-    let prompt = raw(hashers.fields.prompt.as_ref());
+    let prompt = hashers.prompt;
     if let Some(text) = text(prompt) {
         prompts.text(&text, hashers);
         return prompts;
@@ -402,19 +423,20 @@ fn completion<M>(hashers: &Hashers<'_, M>) -> Prompts {
         prompts.tokens(&ids, hashers);
         return prompts;
     }
-    for item in sonic_rs::to_array_iter(prompt).take(PROMPTS_MAX) {
-        let Ok(item) = item else { break };
-        let item = item.as_raw_str();
-        if let Some(text) = text(item) {
+    // Token ids and text mixed in one prompt have no canonical form: routed by load.
+    let mut items = Reader::new(prompt);
+    let read = items.array(|items| {
+        let item = items.value()?;
+        if prompts.blocks.len() == PROMPTS_MAX {
+        } else if let Some(text) = text(item) {
             prompts.text(&text, hashers);
-        } else if let Ok(ids) = sonic_rs::from_str::<Vec<u32>>(item) {
-            prompts.tokens(&ids, hashers);
         } else {
-            // Token ids and text mixed in one prompt: no canonical form; route by load.
-            return Prompts::default();
+            let ids = sonic_rs::from_str::<Vec<u32>>(item).map_err(|_| Malformed)?;
+            prompts.tokens(&ids, hashers);
         }
-    }
-    prompts
+        Ok(())
+    });
+    if read.is_ok() { prompts } else { Prompts::default() }
 }
 
 #[cfg(test)]

@@ -192,6 +192,44 @@ fn unknown_shapes_give_no_prompt_but_their_model() {
 }
 
 #[test]
+fn what_is_named_by_tokens_is_not_hashed_as_text() {
+    let body = r#"{"model":"m","user":"u","stream":true,"cache_salt":"s","lora_name":"l",
+        "messages":[{"role":"system","content":"Be brief."},{"role":"user","content":"0123456789abcdef"}]}"#;
+    let named = read(PromptForm::Chat, body);
+    let mut asked = None;
+    let facts = facts_if(PromptForm::Chat, body.as_bytes(), b"", &hashing(), |model| {
+        asked = Some(model.to_owned());
+        false
+    });
+    assert_eq!(asked.as_deref(), Some("m"));
+    assert!(!named.prompts.is_empty() && facts.prompts.is_empty() && !facts.readable);
+    assert_eq!((&facts.model, facts.stream, facts.user), (&named.model, true, named.user));
+    assert_eq!(
+        (facts.prefix, &facts.cache_salt, &facts.lora),
+        (named.prefix, &named.cache_salt, &named.lora)
+    );
+    assert!(facts.prefix.is_some());
+}
+
+#[test]
+fn what_is_said_twice_is_not_believed() {
+    let message = r#"{"role":"user","content":"0123456789abcdef"}"#;
+    let body = |more: &str| format!(r#"{{"model":"m","messages":[{message}]{more}}}"#);
+    assert!(read(PromptForm::Chat, &body("")).readable);
+    let twice = read(PromptForm::Chat, &body(&format!(r#","messages":[{message}]"#)));
+    assert_eq!((twice.readable, twice.model.as_deref()), (false, Some("m")));
+    let twice = read(PromptForm::Chat, &body(r#","model":"n""#));
+    assert_eq!((twice.readable, twice.model), (false, None));
+}
+
+#[test]
+fn an_escaped_key_is_the_key() {
+    let plain = r#"{"model":"m","messages":[{"role":"user","content":"0123456789abcdef"}]}"#;
+    let escaped = plain.replace("messages", r"mess\u0061ges").replace("role", r"r\u006fle");
+    assert_eq!(read(PromptForm::Chat, &escaped).prompts, read(PromptForm::Chat, plain).prompts);
+}
+
+#[test]
 fn a_reporter_without_optional_fields_has_the_same_root() {
     let text = "0123456789abcdef";
     let facts = read(PromptForm::Completion, &format!(r#"{{"model":"m","prompt":"{text}"}}"#));

@@ -68,6 +68,23 @@ async fn http2_bodies_of_every_size_arrive_without_content_length() {
     every_size_arrives(How::H2Unsized).await;
 }
 
+/// A reader that recursed would end the process.
+#[tokio::test]
+async fn bodies_of_brackets_arrive_too() {
+    let lb = lb().worker(echo()).start().await;
+    let open = |bracket: &str| bracket.repeat((2 << 20) / bracket.len()).into_bytes();
+    let in_chat = |bracket: &str| {
+        let begun = br#"{"model":"m","messages":[{"role":"user","content":"x"}],"x":"#;
+        [begun, &*open(bracket)].concat()
+    };
+    for path in ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"] {
+        for body in [open("["), open("{\"a\":"), in_chat("["), in_chat("{\"a\":")] {
+            arrives_whole(&lb, How::Length, &Ask::post(path, body)).await;
+        }
+    }
+    arrives_whole(&lb, How::Length, &chat_of(6 << 10)).await;
+}
+
 #[tokio::test]
 async fn a_body_of_64_mib_arrives() {
     let lb = lb().worker(echo()).start().await;
