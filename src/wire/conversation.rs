@@ -120,7 +120,9 @@ pub(super) fn write(frame: &Frame<'_>, list: List<'_>, hasher: &mut BlockHasher)
                     writer.message(&message, whole);
                 } else {
                     writer.end_of_leading();
-                    writer.sink.push(whole.as_bytes());
+                    if !writer.is_done() {
+                        writer.sink.push(whole.as_bytes());
+                    }
                 }
                 Ok(())
             });
@@ -128,12 +130,16 @@ pub(super) fn write(frame: &Frame<'_>, list: List<'_>, hasher: &mut BlockHasher)
         }
         List::Raw(string) if frame.takes_string && string.starts_with('"') => {
             writer.end_of_leading();
-            message("user", string, "", &mut writer.sink);
+            if !writer.is_done() {
+                message("user", string, "", &mut writer.sink);
+            }
         }
         List::Raw(_) => return None,
     }
     writer.end_of_leading();
-    writer.sink.push(b"<|im_start|>assistant\n");
+    if !writer.is_done() {
+        writer.sink.push(b"<|im_start|>assistant\n");
+    }
     Some(writer.prefix)
 }
 
@@ -152,7 +158,9 @@ impl Writer<'_> {
         if !(self.frame.leads && self.sink.leading.is_some() && message.leads()) {
             self.end_of_leading();
         }
-        message.write(whole, &mut self.sink);
+        if !self.is_done() {
+            message.write(whole, &mut self.sink);
+        }
     }
 
     /// Behind the leading messages come the tools; there the common part of prompts ends.
@@ -201,4 +209,44 @@ fn framed<S: Sink>(role: &str, sink: &mut S, body: impl FnOnce(&mut S)) {
     sink.push(b"\n");
     body(sink);
     sink.push(b"<|im_end|>\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::block::Secret;
+
+    /// The bytes that were written, and the hash of the leading ones.
+    fn written(list: List<'_>, only_leading: bool) -> (u64, Option<Prefix>) {
+        let frame =
+            Frame { head: "", tools: ["", ""], leads: true, takes_string: true, only_leading };
+        let block_bytes = std::num::NonZeroUsize::new(16).expect("not zero");
+        let mut hasher = BlockHasher::new(Secret::from_seed(1).root(&[]), block_bytes);
+        let prefix = write(&frame, list, &mut hasher);
+        (hasher.bytes(), prefix)
+    }
+
+    #[test]
+    fn only_what_leads_is_hashed_where_no_more_is_asked_for() {
+        let system = r#"{"role":"system","content":"S"}"#;
+        let users = r#"{"role":"user","content":"0123456789"},{"role":"user","content":"x"}"#;
+        let json = format!("[{system},{users}]");
+        let mut messages = Vec::new();
+        let read = Reader::new(&json).array(|items| {
+            messages.push(Message::read(items)?);
+            Ok(())
+        });
+        assert_eq!(read, Ok(()));
+        let leading = "<|im_start|>system\nS<|im_end|>\n".len() as u64;
+        for list in [List::Read(&messages), List::Raw(&json)] {
+            let (bytes, prefix) = written(list, true);
+            assert_eq!(bytes, leading);
+            let (all, same) = written(list, false);
+            assert!(all > bytes && prefix.is_some());
+            assert_eq!(prefix, same);
+        }
+        let odd = format!(r#"[{system},{{"role":"user","role":"x"}}]"#);
+        assert_eq!(written(List::Raw(&odd), true).0, leading);
+        assert_eq!(written(List::Raw(r#""a string""#), true), (0, Some(None)));
+    }
 }
