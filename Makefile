@@ -5,8 +5,9 @@ CARGO ?= cargo
 VENV := target/venv
 PYTHON := $(VENV)/bin/python
 
-.PHONY: setup build demo test test-vllm lint deny bench bench-instructions bench-streams bench-truth bench-upgrade bench-routers bench-replay bench-simulate \
-	bench-experiments bench-aligned bench-index test-index test-llama deb test-deb test-systemd image help
+.PHONY: setup build demo test test-vllm lint deny bench bench-instructions bench-streams bench-truth bench-upgrade bench-routers \
+	bench-replay bench-simulate bench-experiments bench-aligned bench-decisions bench-index test-index soak-index test-llama deb \
+	test-deb test-systemd image help
 
 help:
 	@echo "make demo | test | lint | test-vllm | test-llama | build | setup"
@@ -130,6 +131,11 @@ bench-experiments: build
 	scripts/bench-experiments.sh $(STAGES)
 	python3 scripts/experiments_tables.py target/experiments > target/experiments/tables.md
 
+# Decisions and events a second of a large fleet, without sockets: 1,000 workers and 10 M blocks, or as
+# DECISIONS_ARGS say.
+bench-decisions: setup
+	$(CARGO) run --release -p warmroute-bench --bin bench-decisions -- $(DECISIONS_ARGS)
+
 # What tokenizing costs a request; TOKENIZER names a folder with tokenizer.json.
 bench-aligned: setup
 	$(CARGO) run --release -p warmroute-bench --bin bench-aligned -- --tokenizer $(TOKENIZER)
@@ -142,3 +148,6 @@ bench-index: setup
 # The tests of the proposed index; CASES for a longer run (docs/adr/0017).
 test-index: setup
 	$(CARGO) test --release $(RIVALS)
+# 100 million blocks through a byte bound: memory stays flat. SOAK_ARGS="MILLIONS MIB".
+soak-index: setup
+	$(CARGO) run --release $(RIVALS) --bin soak-index -- $(SOAK_ARGS)

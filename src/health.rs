@@ -135,7 +135,13 @@ impl BackgroundService for HealthService {
                     }
                     self.follow_members(&mut tasks);
                 }
-                _ = upkeep.tick() => self.fleet.upkeep(clock::now()),
+                _ = upkeep.tick() => {
+                    self.fleet.upkeep(clock::now());
+                    // In small parts, so that neither requests nor other tasks wait.
+                    while self.fleet.tidy() {
+                        tokio::task::yield_now().await;
+                    }
+                }
                 _ = shutdown.changed() => return,
             }
         }

@@ -6,6 +6,7 @@ use std::{num::NonZeroUsize, sync::atomic::Ordering::Relaxed, time::Instant};
 use super::{
     Fleet, Member,
     heartbeat::too_many_ranks,
+    index::BLOCKS_A_HOLD,
     reported::{Entered, RankReports, Sequence},
     truth::{Domain, Source, SourceEvent},
 };
@@ -21,9 +22,6 @@ use crate::{
         report::{Batch, Malformed},
     },
 };
-
-/// Blocks applied under one hold of a worker's index, so that requests wait for microseconds.
-const BLOCKS_A_HOLD: usize = 32;
 
 /// Bytes of an engine block that stands for itself by its own hash.
 pub(super) const BARE_BLOCK_BYTES: NonZeroUsize = NonZeroUsize::new(8).expect("not zero");
@@ -130,13 +128,15 @@ impl Fleet {
             match event {
                 Event::Unknown => applied.skipped += 1,
                 Event::Cleared => {
-                    member.holdings.lock().cleared(rank);
+                    drop(member.belief.change(|holdings, index| holdings.cleared(index, rank)));
                     member.hears(source, SourceEvent::Cleared, now);
                 }
                 Event::Removed { ids, tier } => {
                     for ids in ids.chunks(BLOCKS_A_HOLD) {
                         let ids: Vec<_> = ids.iter().copied().map(engine_id).collect();
-                        let outcome = member.holdings.lock().removed(rank, pure(*tier), &ids);
+                        let outcome = member.belief.change(|holdings, index| {
+                            holdings.removed(index, rank, pure(*tier), &ids)
+                        });
                         applied.removed += outcome.known;
                         applied.unknown += outcome.unknown;
                     }
@@ -175,10 +175,12 @@ impl Fleet {
             // The engine's hash names the prefix by itself; requests are hashed the same way.
             let (root, block_bytes) = (live.bare_root(named), BARE_BLOCK_BYTES);
             for ids in stored.ids.chunks(BLOCKS_A_HOLD) {
+                member.belief.prepare(rank, tier, BLOCKS_A_HOLD);
                 let bytes: Vec<_> = ids.iter().map(|id| id.0.to_le_bytes()).collect();
                 let blocks = ids.iter().zip(&bytes).map(|(id, bytes)| (engine_id(*id), &bytes[..]));
-                let outcome =
-                    member.holdings.lock().stored(rank, tier, root, parent, blocks, block_bytes);
+                let outcome = member.belief.change(|holdings, index| {
+                    holdings.stored(index, rank, tier, root, parent, blocks, block_bytes)
+                });
                 add(&mut total, outcome);
                 parent = ids.last().copied().map(engine_id);
             }
@@ -196,13 +198,14 @@ impl Fleet {
         };
         let mut blocks = blocks.iter().map(|(id, bytes)| (engine_id(id), bytes)).peekable();
         while blocks.peek().is_some() {
+            member.belief.prepare(rank, tier, BLOCKS_A_HOLD);
             let part: Vec<_> = blocks.by_ref().take(BLOCKS_A_HOLD).collect();
             let last = part.last().map(|(id, _)| *id);
             let part = part.into_iter();
-            add(
-                &mut total,
-                member.holdings.lock().stored(rank, tier, root, parent, part, block_bytes),
-            );
+            let outcome = member.belief.change(|holdings, index| {
+                holdings.stored(index, rank, tier, root, parent, part, block_bytes)
+            });
+            add(&mut total, outcome);
             parent = last;
         }
         member.truth.lock().reports(domain, stored);
@@ -235,7 +238,7 @@ fn token_root_of(hashing: &Hashing, model: &str, stored: &Stored) -> Root {
 fn is_known(member: &Member, rank: u32, stored: &Stored) -> bool {
     stored.ids.chunks(BLOCKS_A_HOLD).all(|ids| {
         let ids: Vec<_> = ids.iter().copied().map(engine_id).collect();
-        member.holdings.lock().knows(rank, &ids)
+        member.belief.ask(|holdings, index| holdings.knows(index, rank, &ids))
     })
 }
 
@@ -244,7 +247,9 @@ fn store_known(member: &Member, rank: u32, tier: Tier, stored: &Stored) -> Store
     let mut total = StoredOutcome::default();
     for ids in stored.ids.chunks(BLOCKS_A_HOLD) {
         let ids: Vec<_> = ids.iter().copied().map(engine_id).collect();
-        add(&mut total, member.holdings.lock().stored_known(rank, tier, &ids));
+        let outcome =
+            member.belief.change(|holdings, index| holdings.stored_known(index, rank, tier, &ids));
+        add(&mut total, outcome);
     }
     total
 }
@@ -307,7 +312,6 @@ pub(super) fn pure(tier: event::Tier) -> Tier {
 fn add(total: &mut StoredOutcome, part: StoredOutcome) {
     total.engine_blocks += part.engine_blocks;
     total.new_blocks += part.new_blocks;
-    total.trimmed_blocks += part.trimmed_blocks;
     total.rejected_engine_blocks += part.rejected_engine_blocks;
     total.rejected = total.rejected.or(part.rejected);
 }

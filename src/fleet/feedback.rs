@@ -124,7 +124,7 @@ impl Fleet {
         }
         if let [prompt] = prompts {
             // It is there now, whatever was.
-            member.holdings.lock().prefilled(prompt, now);
+            member.belief.prefilled(prompt, now);
         }
         Some(Verdict { predicted, actual })
     }

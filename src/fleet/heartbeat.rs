@@ -104,6 +104,7 @@ impl Fleet {
             let blocks = self.live.load().config.index.blocks_of(tokens.saturating_add(tokens / 2));
             member.truth.lock().said_capacity(blocks);
             self.rebound(member);
+            while member.belief.settle() {}
         }
         Ok(resync)
     }

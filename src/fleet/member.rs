@@ -13,20 +13,18 @@ use http::HeaderValue;
 use parking_lot::Mutex;
 
 use super::{
+    belief::Belief,
+    index::FleetIndex,
     inflight::Counts,
     membership::Origin,
     peer_loads::{self, PeerLoads},
     published::Published,
     reported::Reported,
-    truth::{Truth, holdings_params, unconfirmed_bounds},
+    truth::{Truth, holdings_params},
 };
 use crate::{
     config::{Config, ModelsDeclared, WorkerConfig, WorkerUrl},
-    routing::{
-        Breaker, BreakerState, Limit, Load, Pace, WorkerId,
-        prefix::{Holdings, PrefixIndex},
-        ramp_share,
-    },
+    routing::{Breaker, BreakerState, Limit, Load, Pace, WorkerId, ramp_share},
     telemetry::metrics::WorkerMetrics,
     wire::models::ModelEntry,
 };
@@ -94,7 +92,7 @@ static SERIALS: AtomicU64 = AtomicU64::new(0);
 
 /// One worker, for as long as it is in the fleet under one name and address. Locks are held for
 /// moments, never across an await. Where two are held, `reported` or `published` was taken before
-/// `truth`, and either before `holdings`.
+/// `truth`, and either before `belief`.
 #[derive(Debug)]
 pub struct Member {
     id: WorkerId,
@@ -118,10 +116,7 @@ pub struct Member {
     /// When a worker that joined by heartbeat leaves, unless renewed; `None` for any other.
     pub(super) lease_until: Option<Mutex<Instant>>,
     /// What we believe of its cache.
-    pub(super) holdings: Mutex<Holdings>,
-    /// What it got that its reports cannot confirm, though it reports: text prompts of a worker that
-    /// reports tokens, say. Kept apart, as presumptions in `holdings` expire unless confirmed.
-    pub(super) unconfirmed: Mutex<PrefixIndex>,
+    pub(super) belief: Belief,
     /// How far that is true.
     pub(super) truth: Mutex<Truth>,
     /// Whether its reporter is asked to sync although no batch is missing.
@@ -161,6 +156,7 @@ impl Member {
         config: &Config,
         origin: Origin,
         lease: Option<Instant>,
+        index: Arc<FleetIndex>,
         now: Instant,
     ) -> Self {
         let blocks_max = config.index.blocks_of(worker.cache_tokens);
@@ -180,11 +176,7 @@ impl Member {
             joined_at: now,
             counts: Arc::default(),
             lease_until: lease.map(Mutex::new),
-            holdings: Mutex::new(Holdings::new(holdings_params(&config.index, blocks_max), now)),
-            unconfirmed: Mutex::new(PrefixIndex::new(unconfirmed_bounds(
-                &config.index,
-                blocks_max,
-            ))),
+            belief: Belief::new(index, holdings_params(&config.index, blocks_max), now),
             truth: Mutex::new(Truth::new(blocks_max)),
             ask_resync: AtomicBool::new(false),
             breaker: Mutex::new(Breaker::new(config.breaker, now)),

@@ -247,7 +247,14 @@ impl Fleet {
             return member;
         }
         let config = &self.live.load().config;
-        let member = Arc::new(Member::new(worker, config, Origin::Lease, Some(until), now));
+        let member = Arc::new(Member::new(
+            worker,
+            config,
+            Origin::Lease,
+            Some(until),
+            self.index.clone(),
+            now,
+        ));
         let mut members = Vec::clone(&self.members.load());
         members.push(member.clone());
         self.publish(members, now);
@@ -335,7 +342,14 @@ impl Fleet {
                 ids.insert(worker.id.clone());
                 addrs.insert(worker.url.addr, worker.id.clone());
                 let (worker, config) = (worker.clone(), &live.config);
-                let member = Arc::new(Member::new(worker, config, origin.clone(), None, now));
+                let member = Arc::new(Member::new(
+                    worker,
+                    config,
+                    origin.clone(),
+                    None,
+                    self.index.clone(),
+                    now,
+                ));
                 members.push(member.clone());
                 moves.joined.push(member);
             }

@@ -6,9 +6,11 @@
 mod account;
 mod aligned;
 mod apply;
+mod belief;
 mod feedback;
 mod forecast;
 mod heartbeat;
+mod index;
 pub mod inflight;
 mod limit;
 mod live;
@@ -72,6 +74,8 @@ const FOREIGN_FOR: Duration = Duration::from_secs(5);
 pub struct Fleet {
     live: ArcSwap<Live>,
     members: ArcSwap<Vec<Arc<Member>>>,
+    /// What they are believed to hold.
+    index: Arc<index::FleetIndex>,
     /// Serializes changes of `members` and `live`; readers never take it.
     membership: Mutex<Membership>,
     /// Since when requests go to some member, if they do.
@@ -89,9 +93,11 @@ impl Fleet {
     /// The static fleet of a configuration.
     pub fn new(live: Live, now: Instant) -> Self {
         let workers = live.config.workers.clone();
+        let bytes_max = Self::index_bytes_max(&live, workers.len());
         let fleet = Self {
             live: ArcSwap::from_pointee(live),
             members: ArcSwap::default(),
+            index: Arc::new(index::FleetIndex::new(bytes_max)),
             membership: Mutex::default(),
             serving_since: Mutex::new(None),
             turn: AtomicU64::new(0),
@@ -208,6 +214,8 @@ impl Fleet {
     /// Regular upkeep, about once a second: makes paces comparable, lets leases lapse, sets gauges.
     pub fn upkeep(&self, now: Instant) {
         let members = self.members();
+        let bytes_max = Self::index_bytes_max(&self.live.load(), members.len());
+        self.index.write(|index| index.set_bytes_max(bytes_max));
         forecast::believe(&members);
         let auto_limit = self.live.load().config.auto_limit;
         for member in members.iter() {
@@ -233,6 +241,13 @@ impl Fleet {
         self.lapse_leases(now);
         self.look_who_serves(now);
         self.set_gauges(now);
+    }
+
+    /// Takes a part of what is forgotten or over its bounds out of the index; whether there may be
+    /// more. A request waits for no more than such a part.
+    pub fn tidy(&self) -> bool {
+        self.index.write(|index| index.settle(index::TIDIED_A_HOLD))
+            || self.members.load().iter().any(|member| member.belief.settle())
     }
 
     /// Models of the fleet in order of the members, each id once, as JSON.

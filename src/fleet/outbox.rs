@@ -136,8 +136,7 @@ impl Fleet {
             Said::Presumed(_) => hear_presumed(&member, presumption, blocks, now),
             Said::TakenBack { keep, .. } => {
                 let keep = (*keep).min(blocks.len());
-                member.holdings.lock().retract(blocks, keep);
-                member.unconfirmed.lock().retract(blocks, keep);
+                member.belief.retract(blocks, keep);
             }
         }
         true
@@ -213,11 +212,11 @@ fn hear_presumed(member: &Member, said: &Presumption, blocks: &[BlockHash], now:
         truth.confirms(said.domain, said.tenant)
     };
     if confirms {
-        member.holdings.lock().presume(blocks, now);
+        member.belief.presume(blocks, now);
     }
     // Also where only the teller knows yet that the worker's reports will never confirm it.
     if !confirms || !said.confirms {
-        member.unconfirmed.lock().insert(blocks);
+        member.belief.hold_unconfirmed(blocks);
     }
 }
 
@@ -251,7 +250,9 @@ mod tests {
     }
 
     fn prompt(seed: u64, blocks: u64) -> Vec<BlockHash> {
-        (0..blocks).map(|at| BlockHash::new(seed << 32 | at)).collect()
+        // As good as random, as hashes are.
+        let name = |at: u64| (seed << 32 | at).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (0..blocks).map(|at| BlockHash::new(name(at) ^ name(at) >> 32)).collect()
     }
 
     fn pick(fleet: &Fleet, prompts: &[Vec<BlockHash>]) -> Picked {
@@ -309,7 +310,7 @@ mod tests {
         }
         for fleet in [&a, &b] {
             let member = fleet.member(id.as_str()).expect("known");
-            assert_eq!(member.holdings.lock().matched(&prompts[0]).gpu, 10);
+            assert_eq!(member.belief.matched(&prompts[0], true).gpu, 10);
         }
     }
 
@@ -362,10 +363,10 @@ mod tests {
             assert!(fleet.hear(&Said::Presumed(presumption), clock::now()));
         };
         hear(true, 1);
-        assert_eq!(member.unconfirmed.lock().stats().blocks, 0);
+        assert_eq!(member.belief.stats().unconfirmed_blocks, 0);
         hear(false, 2);
-        assert_eq!(member.unconfirmed.lock().stats().blocks, 5);
-        assert_eq!(member.holdings.lock().stats().blocks(), 10);
+        assert_eq!(member.belief.stats().unconfirmed_blocks, 5);
+        assert_eq!(member.belief.stats().presumed_blocks, 10);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From a request to a worker: candidates, match, policy, and the marks the pick leaves.
 
 use std::{
+    cell::RefCell,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -23,6 +24,10 @@ use crate::{
     },
     telemetry::{events, metrics},
 };
+
+thread_local! {
+    static CANDIDATES: RefCell<Vec<Candidate>> = RefCell::default();
+}
 
 /// What a pick is asked with.
 #[derive(Debug)]
@@ -113,25 +118,39 @@ impl Fleet {
         now: Instant,
     ) -> Result<Picked, PickError> {
         let started = crate::clock::now();
+        // A large fleet's candidates fill hundreds of KiB: kept for the next pick of this thread.
+        let mut candidates = CANDIDATES.take();
+        let picked = self.pick_of(&mut candidates, live, ask, now);
+        candidates.clear();
+        CANDIDATES.set(candidates);
+        if picked.is_ok() {
+            let took = crate::clock::now().saturating_duration_since(started);
+            metrics::DECISION_SECONDS.observe(took.as_secs_f64());
+        }
+        picked
+    }
+
+    fn pick_of(
+        &self,
+        candidates: &mut Vec<Candidate>,
+        live: &Live,
+        ask: &PromptAsk<'_>,
+        now: Instant,
+    ) -> Result<Picked, PickError> {
         let members = self.members.load();
         if !self.serves(ask.model) {
             return Err(PickError::UnknownModel);
         }
         let question = self.question(ask);
-        let mut candidates = candidates(&members, ask, &live.config, now);
+        self.find_candidates(candidates, &members, ask, &live.config, now);
         let picked = loop {
-            limit::relent(&mut candidates, &members, &live.config.auto_limit);
-            let decision = routing::pick(
-                ask.policy.0,
-                &ask.policy.1,
-                &question,
-                &candidates,
-                &mut rand::rng(),
-            )
-            .map_err(|shed| match shed {
-                Shed::NoCandidate => PickError::NoWorker,
-                Shed::Saturated => PickError::Saturated,
-            })?;
+            limit::relent(candidates, &members, &live.config.auto_limit);
+            let decision =
+                routing::pick(ask.policy.0, &ask.policy.1, &question, candidates, &mut rand::rng())
+                    .map_err(|shed| match shed {
+                        Shed::NoCandidate => PickError::NoWorker,
+                        Shed::Saturated => PickError::Saturated,
+                    })?;
             let member = &members[decision.slot];
             // It may have been drained, or its probe taken, since the candidates were made.
             if let Some(probe) = claim(member, now) {
@@ -140,12 +159,10 @@ impl Fleet {
             candidates.retain(|candidate| candidate.slot != decision.slot);
         };
         let (member, decision, probe) = picked;
-        let account = self.account(live, &question, &candidates, &decision, &members);
-        let picked = mark(member, ask, &decision, account, probe, window_of(&candidates), now);
+        let account = self.account(live, &question, candidates, &decision, &members);
+        let picked = mark(member, ask, &decision, account, probe, window_of(candidates), now);
         self.tell_presumed(&picked, ask.prompts, ask.domain, ask.tenant);
         events::decided(picked.reason);
-        let took = crate::clock::now().saturating_duration_since(started);
-        metrics::DECISION_SECONDS.observe(took.as_secs_f64());
         Ok(picked)
     }
 
@@ -161,12 +178,46 @@ impl Fleet {
         }
     }
 
+    /// All that may be asked now, with how far each has the prompts.
+    fn find_candidates(
+        &self,
+        candidates: &mut Vec<Candidate>,
+        members: &[Arc<Member>],
+        ask: &PromptAsk<'_>,
+        config: &Config,
+        now: Instant,
+    ) {
+        self.index.with_depths(ask.prompts, config.index.credits, |depths| {
+            let eligible = |(_, member): &(usize, &Arc<Member>)| {
+                member.health() == Health::Healthy
+                    && !member.is_drained()
+                    && !is_tried(ask.tried, member.id())
+                    && member.serves(ask.model)
+                    && member.breaker.lock().admits(now) != Admission::Refuse
+            };
+            let candidate = |(slot, member): (usize, &Arc<Member>)| {
+                let confirms = || member.truth.lock().confirms(ask.domain, ask.tenant);
+                let settings = member.settings();
+                let (load, forecast) = member.prospect(now);
+                Candidate {
+                    slot,
+                    key: member.id().key(),
+                    weight: member.weight(&settings, now),
+                    matched_blocks: depths.of(member.belief.owner(), confirms),
+                    load,
+                    inflight_max: member.gate(&settings, &load, &config.auto_limit, now),
+                    forecast,
+                }
+            };
+            candidates.extend(members.iter().enumerate().filter(eligible).map(candidate));
+        });
+    }
+
     /// Takes back what a pick put into the worker's index: the request never got there.
     pub fn take_back(&self, picked: &Picked, prompts: &[Vec<BlockHash>]) {
         for prompt in prompts {
             let keep = picked.prediction.blocks.min(prompt.len());
-            picked.member.holdings.lock().retract(prompt, keep);
-            picked.member.unconfirmed.lock().retract(prompt, keep);
+            picked.member.belief.retract(prompt, keep);
             self.tell_taken_back(picked, prompt, keep);
         }
     }
@@ -174,50 +225,6 @@ impl Fleet {
 
 fn blocks_of(prompts: &[Vec<BlockHash>]) -> u32 {
     u32::try_from(prompts.iter().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX)
-}
-
-fn candidates(
-    members: &[Arc<Member>],
-    ask: &PromptAsk<'_>,
-    config: &Config,
-    now: Instant,
-) -> SmallVec<[Candidate; 32]> {
-    let mut candidates = SmallVec::new();
-    for (slot, member) in members.iter().enumerate() {
-        let eligible = member.health() == Health::Healthy
-            && !member.is_drained()
-            && !is_tried(ask.tried, member.id())
-            && member.serves(ask.model)
-            && member.breaker.lock().admits(now) != Admission::Refuse;
-        if !eligible {
-            continue;
-        }
-        let matched = if ask.prompts.is_empty() {
-            0
-        } else {
-            let confirms = member.truth.lock().confirms(ask.domain, ask.tenant);
-            let matched =
-                |prompt: &Vec<_>| worth(&member.matched(prompt, confirms), config.index.credits);
-            ask.prompts.iter().map(matched).sum()
-        };
-        let settings = member.settings();
-        let (load, forecast) = member.prospect(now);
-        candidates.push(Candidate {
-            slot,
-            key: member.id().key(),
-            weight: member.weight(&settings, now),
-            matched_blocks: u32::try_from(matched).unwrap_or(u32::MAX),
-            load,
-            inflight_max: member.gate(&settings, &load, &config.auto_limit, now),
-            forecast,
-        });
-    }
-    candidates
-}
-
-/// Leading blocks, those in slower tiers counted at their worth.
-fn worth(matched: &Matched, [cpu, storage]: [f64; 2]) -> usize {
-    matched.gpu + (matched.cpu as f64 * cpu + matched.storage as f64 * storage) as usize
 }
 
 /// Whether the pick stands: `Some(is_probe)`, or `None` when the worker is drained or the one probe
@@ -274,18 +281,14 @@ fn mark(
             truth.confirms(ask.domain, ask.tenant)
         };
         let matched: SmallVec<[Matched; 1]> =
-            ask.prompts.iter().map(|prompt| member.matched(prompt, confirms)).collect();
+            ask.prompts.iter().map(|prompt| member.belief.matched(prompt, confirms)).collect();
         (prediction.blocks, prediction.confirmed) = Prediction::sum(&matched);
         // At once, so that a burst with one prefix stays together.
-        if confirms {
-            let mut holdings = member.holdings.lock();
-            for prompt in ask.prompts {
-                holdings.presume(prompt, now);
-            }
-        } else {
-            let mut unconfirmed = member.unconfirmed.lock();
-            for prompt in ask.prompts {
-                unconfirmed.insert(prompt);
+        for prompt in ask.prompts {
+            if confirms {
+                member.belief.presume(prompt, now);
+            } else {
+                member.belief.hold_unconfirmed(prompt);
             }
         }
     }

@@ -16,10 +16,7 @@ use super::{
 use crate::{
     config::{ModelsDeclared, WorkerConfig, worker_url},
     kv_events::{Position, Print, Resume},
-    routing::{
-        Breaker, Limit, WorkerId,
-        prefix::{Holdings, PrefixIndex},
-    },
+    routing::{Breaker, Limit, WorkerId, prefix::Holdings},
     state::{PublishedState, RankState, StateHeader, WorkerState},
     telemetry::access_log::unix_s,
     wire::models,
@@ -76,15 +73,14 @@ impl Member {
         let reported = self.reported.lock();
         let published = self.published.lock();
         let truth = self.truth.lock();
-        let holdings = self.holdings.lock();
         state.ranks =
             reported.ranks.iter().map(|(rank, reports)| rank_of(*rank, reports)).collect();
         state.published =
             published.followed.iter().map(|(rank, at)| published_of(*rank, at)).collect();
         state.truth = truth.image(now);
-        state.holdings = holdings.image(now);
-        drop((holdings, truth, published, reported));
-        state.unconfirmed = self.unconfirmed.lock().image();
+        drop(truth);
+        (state.holdings, state.unconfirmed) = self.belief.image(now);
+        drop((published, reported));
         state
     }
 
@@ -112,9 +108,8 @@ impl Member {
             let said = state.ranks.iter().any(|rank| rank.kv_blocks_total.is_some());
             truth.restore(&state.truth, said, cause, now);
             let params = super::truth::holdings_params(&live.config.index, truth.budget());
-            *self.holdings.lock() = Holdings::restore(params, &state.holdings, away, now);
-            let bounds = super::truth::unconfirmed_bounds(&live.config.index, truth.budget());
-            *self.unconfirmed.lock() = PrefixIndex::restore(bounds, &state.unconfirmed);
+            let images = (&state.holdings, &state.unconfirmed);
+            self.belief.replace(|index| Holdings::restore(params, index, images, away, now));
             self.metrics.trust.set(truth.state().as_gauge());
             // Where a report would say it too, one is missing.
             self.ask_resync.store(reported.ranks.values().any(|rank| rank.missing), Relaxed);

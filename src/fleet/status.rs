@@ -9,8 +9,11 @@ use super::{
     reported::{RankReports, Reported, Said},
 };
 use crate::{
-    routing::LimitParams,
-    telemetry::{events, metrics::BREAKER_STATES},
+    routing::{LimitParams, prefix::Index},
+    telemetry::{
+        events,
+        metrics::{self, BREAKER_STATES},
+    },
 };
 
 /// One worker, for `/workers`.
@@ -131,8 +134,16 @@ impl Fleet {
     }
 
     pub(super) fn set_gauges(&self, now: Instant) {
-        let params = self.live.load().config.auto_limit;
-        for member in self.members().iter() {
+        let live = self.live.load();
+        let params = live.config.auto_limit;
+        let members = self.members();
+        let index = self.index.read(Index::stats);
+        metrics::INDEX_SHARED_BYTES.set(index.bytes as i64);
+        metrics::INDEX_SHARED_BYTES_MAX.set(Self::index_bytes_max(&live, members.len()) as i64);
+        metrics::INDEX_DISTINCT_BLOCKS.set(index.blocks as i64);
+        metrics::INDEX_HELD_BLOCKS.set(index.held as i64);
+        metrics::INDEX_RUNS.set(index.runs as i64);
+        for member in members.iter() {
             let (status, metrics) = (status(member, &params, now), &member.metrics);
             metrics.index_bytes.set(status.index.bytes as i64);
             metrics.index_blocks.set(status.index.blocks as i64);
@@ -172,8 +183,7 @@ fn status(member: &super::Member, params: &LimitParams, now: Instant) -> WorkerS
         let truth = member.truth.lock();
         (truth.state().as_str(), truth.budget())
     };
-    let index = member.holdings.lock().stats();
-    let apart = member.unconfirmed.lock().stats();
+    let index = member.belief.stats();
     let reports = ReportStatus::of(&member.reported.lock(), now);
     let models = member.models();
     let settings = member.settings();
@@ -221,14 +231,14 @@ fn status(member: &super::Member, params: &LimitParams, now: Instant) -> WorkerS
         },
         trust,
         index: IndexStatus {
-            blocks: index.blocks() + apart.blocks,
+            blocks: index.blocks(),
             confirmed_blocks: index.tiers.map(|tier| tier.blocks),
-            presumed_blocks: index.presumed_blocks + apart.blocks,
+            presumed_blocks: index.presumed_blocks + index.unconfirmed_blocks,
             budget_blocks,
-            bytes: index.bytes() + apart.bytes,
-            inserted_total: index.inserted_total + apart.inserted_total,
-            trimmed_total: index.trimmed_total + apart.trimmed_total,
-            removed_total: index.removed_total + apart.removed_total,
+            bytes: member.belief.bytes(&index),
+            inserted_total: index.inserted_total,
+            trimmed_total: index.trimmed_total,
+            removed_total: index.removed_total,
         },
         predictions: PredictionStatus {
             predicted_tokens: member.metrics.predicted_tokens.get(),

@@ -58,7 +58,8 @@ impl Fleet {
             }
             Step::Snapshot { part, last, blocks } => {
                 if *part == 0 {
-                    member.holdings.lock().drop_rank(source.rank());
+                    let rank = source.rank();
+                    drop(member.belief.change(|holdings, index| holdings.drop_rank(index, rank)));
                 } else if rank.snapshot_part != Some(*part) {
                     let problem = "is not the next part; begin again with part 0";
                     return Err(Malformed::new("snapshot.part", problem).into());
@@ -97,13 +98,14 @@ impl Fleet {
         let rank = source.rank();
         let mut wanted: HashMap<_, _> =
             blocks.iter().map(|block| (engine_id(block.stored.ids[0]), block.copies)).collect();
-        let believed = member.holdings.lock().copies_in(rank, |bucket| list.contains(&bucket), of);
+        let wanted_here = |bucket| list.contains(&bucket);
+        let believed = member.belief.alone(|holdings| holdings.copies_in(rank, wanted_here, of));
         let mut removed = 0;
         for (id, copies) in believed {
             let right = wanted.remove(&id).unwrap_or(0);
             if right != copies {
                 removed += usize::from(right == 0);
-                member.holdings.lock().set_copies(rank, id, right);
+                member.belief.change(|holdings, index| holdings.set_copies(index, rank, id, right));
             }
         }
         // What is left we do not hold.
@@ -131,7 +133,10 @@ impl Fleet {
             answer.rejected += outcome.rejected_engine_blocks;
             if outcome.engine_blocks > 0 && block.copies > 1 {
                 let id = engine_id(block.stored.ids[0]);
-                member.holdings.lock().set_copies(source.rank(), id, block.copies);
+                let (rank, copies) = (source.rank(), block.copies);
+                member
+                    .belief
+                    .change(|holdings, index| holdings.set_copies(index, rank, id, copies));
             }
         }
         answer
@@ -140,7 +145,7 @@ impl Fleet {
 
 /// Where a reporter's digest differs from ours.
 fn compare(member: &Member, source: Source, sums: &[u64]) -> Synced {
-    let ours = member.holdings.lock().digest(source.rank(), sums.len());
+    let ours = member.belief.alone(|holdings| holdings.digest(source.rank(), sums.len()));
     let pairs = ours.sums.iter().zip(sums);
     let differ: Vec<_> = pairs.enumerate().filter(|(_, (a, b))| a != b).map(|(at, _)| at).collect();
     let filled = ours.sums.iter().zip(sums).filter(|(a, b)| **a != 0 || **b != 0).count();

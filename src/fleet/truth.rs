@@ -4,13 +4,13 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Instant};
 
-use super::{Cause, Fleet, Member, apply::block_tokens_of};
+use super::{Cause, Fleet, Live, Member, apply::block_tokens_of};
 use crate::{
     config::IndexConfig,
     routing::{
         block::BlockHash,
         capacity::{CapacityEstimate, Sent},
-        prefix::{Bounds, Holdings, HoldingsParams, Matched},
+        prefix::{Forgotten, Holdings, HoldingsParams, Index},
         trust::{Action, Rank, Trust, TrustParams, TrustState, WorkerEvent},
     },
     state::TruthState,
@@ -177,7 +177,7 @@ impl Member {
 
     /// A source will say no more.
     pub(super) fn forgets(&self, source: Source, now: Instant) {
-        self.holdings.lock().drop_rank(source.rank());
+        drop(self.belief.change(|holdings, index| holdings.drop_rank(index, source.rank())));
         self.judge(now, |trust| {
             trust.forget_source(Rank(source.rank()));
             Action::None
@@ -187,18 +187,8 @@ impl Member {
     /// Time passes.
     pub(super) fn ages(&self, now: Instant) {
         self.judge(now, |_| Action::None);
-        self.holdings.lock().expire(now);
-    }
-
-    /// How much of a prompt the worker is believed to hold; `confirms` says whether its reports
-    /// would confirm it.
-    pub(super) fn matched(&self, prompt: &[BlockHash], confirms: bool) -> Matched {
-        let held = self.holdings.lock().matched(prompt);
-        if confirms {
-            return held;
-        }
-        let apart = self.unconfirmed.lock().matched_blocks(prompt);
-        Matched { gpu: held.gpu.max(apart), ..held }
+        self.belief.change(|holdings, index| holdings.expire(index, now));
+        self.belief.alone(Holdings::shrink_when_sparse);
     }
 
     fn judge(&self, now: Instant, judge: impl FnOnce(&mut TrustState) -> Action) {
@@ -214,15 +204,16 @@ impl Member {
         };
         if before != after {
             self.metrics.trust.set(after.as_gauge());
-            self.holdings.lock().set_confirming(after != Trust::Presumed, now);
+            let confirming = after != Trust::Presumed;
+            self.belief.change(|holdings, index| holdings.set_confirming(index, confirming, now));
             events::trust_changed(self.id().as_str(), before.as_str(), after.as_str());
         }
         match action {
             Action::None => {}
             Action::AskResync => self.ask_resync.store(true, Relaxed),
             Action::DropSource(rank) => {
-                self.drop_holdings("its engine's cache is empty", |holdings| {
-                    holdings.drop_rank(rank.0);
+                self.drop_holdings("its engine's cache is empty", |holdings, index| {
+                    holdings.drop_rank(index, rank.0)
                 });
             }
             Action::DropAll => self.drop_all("it is empty, or must be"),
@@ -234,14 +225,18 @@ impl Member {
         self.drop_holdings(why, Holdings::drop_all);
     }
 
-    fn drop_holdings(&self, why: &str, drop: impl FnOnce(&mut Holdings)) {
-        let blocks = {
-            let mut holdings = self.holdings.lock();
-            let blocks = holdings.stats().blocks();
-            drop(&mut holdings);
-            blocks
-        };
-        self.unconfirmed.lock().clear();
+    fn drop_holdings(
+        &self,
+        why: &str,
+        drop_it: impl FnOnce(&mut Holdings, &mut Index) -> Forgotten,
+    ) {
+        let (blocks, forgotten) = self.belief.change(|holdings, index| {
+            let blocks = holdings.stats(index).blocks();
+            let forgotten = drop_it(holdings, index);
+            holdings.drop_unconfirmed(index);
+            (blocks, forgotten)
+        });
+        drop(forgotten);
         self.truth.lock().capacity.cleared();
         events::holdings_dropped(self.id().as_str(), blocks, why);
         self.metrics.drops.inc();
@@ -255,31 +250,27 @@ impl Member {
 }
 
 impl Fleet {
+    /// What the index of `members` workers may take, bytes: the parts of all, which whoever needs
+    /// more than its own may use while others do not.
+    pub(super) fn index_bytes_max(live: &Live, members: usize) -> usize {
+        live.config.index.tree_bytes_max().saturating_mul(members.max(1))
+    }
+
     /// Bounds a worker's index by what we know of its cache now.
     pub(super) fn rebound(&self, member: &Member) {
         let budget = member.truth.lock().budget();
         let live = self.live.load();
         let index = &live.config.index;
-        member.unconfirmed.lock().set_bounds(unconfirmed_bounds(index, budget));
-        member.holdings.lock().set_params(holdings_params(index, budget));
+        // What is over them goes by and by.
+        member.belief.alone(|holdings| holdings.set_params(holdings_params(index, budget)));
     }
 }
-
-/// Share of an index's tree bytes that what reports cannot confirm may take.
-const UNCONFIRMED_SHARE: usize = 8;
 
 /// Bounds of a worker's holdings.
 pub(super) fn holdings_params(index: &IndexConfig, blocks_max: usize) -> HoldingsParams {
-    let bytes_max = index.tree_bytes_max();
     HoldingsParams {
         blocks_max,
-        bytes_max: bytes_max - bytes_max / UNCONFIRMED_SHARE,
         engine_bytes_max: index.engine_bytes_max(),
         presumed_ttl: index.presumed_ttl,
     }
-}
-
-/// Bounds of what its reports cannot confirm.
-pub(super) fn unconfirmed_bounds(index: &IndexConfig, blocks_max: usize) -> Bounds {
-    Bounds { blocks_max, bytes_max: index.tree_bytes_max() / UNCONFIRMED_SHARE }
 }

@@ -294,7 +294,9 @@ mod tests {
     use rand::{Rng, SeedableRng, rngs::SmallRng};
 
     use super::*;
-    use crate::routing::prefix::{Bounds, PrefixIndex};
+    use crate::routing::index::{Holder, Layers, SharedIndex};
+
+    const ROW: Holder = Holder { row: 0, layer: 0 };
 
     /// An engine's cache: drops the least recently used block, of one prompt the deepest first.
     #[derive(Default)]
@@ -368,7 +370,8 @@ mod tests {
     struct Trial {
         engine: Engine,
         traffic: Traffic,
-        index: PrefixIndex,
+        index: SharedIndex<1>,
+        blocks_max: usize,
         estimate: CapacityEstimate,
         /// Answers on their way: what was sent, and cached.
         underway: VecDeque<(Sent, usize)>,
@@ -383,13 +386,16 @@ mod tests {
 
     impl Trial {
         fn new(seed: u64, capacity: usize, configured: usize) -> Self {
-            let bounds = Bounds { blocks_max: configured, bytes_max: usize::MAX };
+            let mut index = SharedIndex::new(usize::MAX);
+            let owner = index.add_owner();
+            assert_eq!(index.add_row(owner), Some(ROW.row));
             // Scaled so that all conversations together exceed the cache about three times.
             let scale = (capacity / 1000).max(1);
             Self {
                 engine: Engine { blocks_max: capacity, ..Engine::default() },
                 traffic: Traffic::new(seed, 100 * capacity / (1000 * scale), scale),
-                index: PrefixIndex::new(bounds),
+                index,
+                blocks_max: configured,
                 estimate: CapacityEstimate::new(configured),
                 underway: VecDeque::new(),
                 concurrency: 1,
@@ -403,8 +409,9 @@ mod tests {
         fn run(&mut self, requests: usize) {
             for _ in 0..requests {
                 let (prompt, answer) = self.traffic.next();
-                let predicted = self.index.matched_blocks(&prompt);
-                self.index.insert(&prompt);
+                let predicted = self.index.matched(ROW.row, Layers(1), &prompt);
+                self.index.hold(ROW, None, 0, &prompt);
+                self.index.trim(ROW, self.blocks_max as u64);
                 let sent = self.estimate.sent(&prompt);
                 let mut cached = self.engine.serve(&prompt, &answer);
                 self.wrong += predicted.abs_diff(cached);
@@ -416,8 +423,8 @@ mod tests {
                 if self.underway.len() >= self.concurrency {
                     let (sent, cached) = self.underway.pop_front().expect("one");
                     if self.learns && self.estimate.answered(&sent, cached) {
-                        let blocks_max = self.estimate.blocks();
-                        self.index.set_bounds(Bounds { blocks_max, bytes_max: usize::MAX });
+                        self.blocks_max = self.estimate.blocks();
+                        self.index.trim(ROW, self.blocks_max as u64);
                     }
                 }
             }

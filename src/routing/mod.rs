@@ -26,6 +26,7 @@ pub mod block;
 pub mod breaker;
 pub mod capacity;
 pub mod consistent;
+pub mod index;
 pub mod limit;
 pub mod load;
 pub mod pace;

@@ -139,7 +139,24 @@ metrics! {
         "warmroute_decodes", "Requests of a worker that have begun to answer", &["worker"]);
     /// Index memory.
     INDEX_BYTES: IntGaugeVec = register_int_gauge_vec!(
-        "warmroute_index_bytes", "Memory of a worker's prefix index", &["worker"]);
+        "warmroute_index_bytes",
+        "A worker's share of the prefix index's memory, with the records of its engine blocks",
+        &["worker"]);
+    /// Memory of the index of all workers.
+    INDEX_SHARED_BYTES: IntGauge = register_int_gauge!(
+        "warmroute_index_shared_bytes", "Memory of the prefix index that all workers share");
+    /// Its bound.
+    INDEX_SHARED_BYTES_MAX: IntGauge = register_int_gauge!(
+        "warmroute_index_shared_bytes_max", "What that memory may come to");
+    /// Its blocks.
+    INDEX_DISTINCT_BLOCKS: IntGauge = register_int_gauge!(
+        "warmroute_index_distinct_blocks", "Different blocks in the prefix index");
+    /// Its blocks by holder.
+    INDEX_HELD_BLOCKS: IntGauge = register_int_gauge!(
+        "warmroute_index_held_blocks", "Blocks in the prefix index, each once for all that hold it");
+    /// Its runs.
+    INDEX_RUNS: IntGauge = register_int_gauge!(
+        "warmroute_index_runs", "Runs of blocks that the prefix index is made of");
     /// Index size.
     INDEX_BLOCKS: IntGaugeVec = register_int_gauge_vec!(
         "warmroute_index_blocks", "Blocks in a worker's prefix index", &["worker"]);

@@ -20,6 +20,7 @@ mod feedback;
 mod fixtures;
 mod headers;
 mod health;
+mod index;
 mod joins;
 mod kv_events;
 mod kv_sources;

@@ -17,7 +17,11 @@ use warmroute_rivals::{
     index::{self, Change, Index, Plain},
     mix::{self, Mixed},
     ours,
-    shared::{Holder, SharedIndex},
+    ours::Shared,
+    routing::{
+        block::BlockHash,
+        index::{Holder, SharedIndex},
+    },
     smg,
     workload::Workload,
 };
@@ -189,10 +193,11 @@ where
 struct Calls(Vec<u128>);
 
 impl Calls {
-    fn time(&mut self, call: impl FnOnce()) {
+    fn time<T>(&mut self, call: impl FnOnce() -> T) -> T {
         let begun = ThreadTime::now();
-        call();
+        let result = call();
         self.0.push(begun.elapsed().as_nanos());
+        result
     }
 
     fn print(mut self, name: &str) {
@@ -204,42 +209,64 @@ impl Calls {
     }
 }
 
-/// Stores and removals in parts of 32 blocks, and a worker dropped, as the router would do it.
+/// Stores and removals in parts of 32 blocks, an image, a trim and a worker dropped, as the router
+/// does it.
 fn calls_all(load: &Workload) {
     const PART: usize = 32;
+    type Eight = Shared<8, true>;
     println!("| call | calls | p50, us | p99 | p99.99 | longest |\n|---|---|---|---|---|---|");
-    let mut index = SharedIndex::<1>::new(usize::MAX);
-    let (mut holds, mut releases, mut sweeps) =
-        (Calls::default(), Calls::default(), Calls::default());
-    for change in &load.stores {
-        let (holder, blocks) =
-            (Holder { row: change.worker, layer: 0 }, &load.prompts[change.prompt].blocks);
+    let mut index = Eight::of_rows(load.workers, usize::MAX);
+    let mut holds = Calls::default();
+    let mut releases = Calls::default();
+    let blocks_of = |change: &Change| -> Vec<BlockHash> {
+        let blocks = &load.prompts[change.prompt].blocks;
+        blocks[..change.to].iter().map(|&block| BlockHash::new(block)).collect()
+    };
+    let hold = |index: &mut SharedIndex<8>, holds: &mut Calls, change: &Change| {
+        let blocks = blocks_of(change);
         for from in (change.from..change.to).step_by(PART) {
             let above = from.checked_sub(1).map(|at| blocks[at]);
             let part = &blocks[from..change.to.min(from + PART)];
-            holds.time(|| {
-                index.hold(holder, above, from as u32, part);
-            });
+            holds.time(|| index.hold(Eight::holder(*change), above, from as u32, part));
         }
-    }
+    };
+    load.stores.iter().for_each(|change| hold(&mut index, &mut holds, change));
+    holds.print("hold 32 blocks, growing");
     for change in &load.removals {
-        let holder = Holder { row: change.worker, layer: 0 };
-        let mut blocks = load.prompts[change.prompt].blocks[change.from..change.to].to_vec();
+        let mut blocks = blocks_of(change)[change.from..].to_vec();
         blocks.reverse();
         for part in blocks.chunks(PART) {
-            releases.time(|| {
-                index.release(holder, part);
-            });
+            releases.time(|| index.release(Eight::holder(*change), part));
         }
     }
-    index.drop_holder(Holder { row: 0, layer: 0 });
-    let mut more = true;
-    while more {
-        sweeps.time(|| more = index.sweep(128));
-    }
-    holds.print("hold 32 blocks, growing");
     releases.print("release 32 blocks");
-    sweeps.print("sweep 128 blocks");
+    let mut again = Calls::default();
+    load.removals.iter().for_each(|change| hold(&mut index, &mut again, change));
+    again.print("hold 32 blocks again");
+    let (mut images, mut trims, mut sweeps) =
+        (Calls::default(), Calls::default(), Calls::default());
+    let holder = Holder { row: 1, layer: 0 };
+    let mut cursor = index.begin_image(holder);
+    let mut told = Vec::new();
+    while images.time(|| {
+        index.image_part(&mut cursor, 1_000, |_, _, blocks| told.extend_from_slice(blocks))
+    }) {}
+    assert_eq!(told.len() as u64, index.blocks_of(holder), "all is told");
+    images.print("image_part of 1,000 blocks");
+    while trims.time(|| index.trim_part(holder, 0, 64)) == 64 {}
+    trims.print("trim_part of 64 blocks");
+    for layer in 0..8 {
+        index.drop_holder(Holder { row: 0, layer });
+    }
+    while sweeps.time(|| index.sweep(256)) {}
+    sweeps.print("sweep 256 blocks");
+    index.set_bytes_max(index.stats().bytes / 2);
+    let mut settles = Calls::default();
+    while settles.time(|| index.settle(256)) {}
+    settles.print("settle 256 blocks");
+    let mut bounded = Calls::default();
+    load.stores.iter().take(100_000).for_each(|change| hold(&mut index, &mut bounded, change));
+    bounded.print("hold 32 blocks at the bound");
 }
 
 fn mix_all(load: &Workload) {
@@ -249,8 +276,8 @@ fn mix_all(load: &Workload) {
     run_mix::<dynamo::Compressed>("dynamo compressed", load);
     run_mix::<mix::SharedChain>("smg chain", load);
     run_mix::<ours::Trees>("ours: trees", load);
-    run_mix::<mix::OneLock>("ours: levels, RwLock", load);
-    run_mix::<mix::EightLocks>("ours: levels, ShardedLock", load);
+    run_mix::<mix::OneLock>("ours: levels, 8 layers, RwLock", load);
+    run_mix::<mix::EightLocks>("ours: levels, 8 layers, ShardedLock", load);
 }
 
 fn run_all(args: &Args, load: &Workload) {
@@ -260,8 +287,10 @@ fn run_all(args: &Args, load: &Workload) {
     run::<dynamo::Positional>("dynamo positional", args, load, &expected);
     run::<smg::Chain>("smg chain", args, load, &expected);
     run::<ours::Trees>("ours: trees", args, load, &expected);
-    run::<ours::Shared<false>>("ours: shared", args, load, &expected);
-    run::<ours::Shared<true>>("ours: levels", args, load, &expected);
+    run::<ours::Shared<1, false>>("ours: shared", args, load, &expected);
+    run::<ours::Shared<1, true>>("ours: levels", args, load, &expected);
+    run::<ours::Shared<8, false>>("ours: shared (8 layers)", args, load, &expected);
+    run::<ours::Shared<8, true>>("ours: levels (8 layers)", args, load, &expected);
 }
 
 fn main() {

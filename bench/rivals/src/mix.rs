@@ -7,7 +7,9 @@ use crossbeam_utils::sync::ShardedLock;
 use crate::{
     dynamo,
     index::{Change, Index, Prompt},
-    ours, smg,
+    ours,
+    routing::block::BlockHash,
+    smg,
 };
 
 /// An index that threads share as its router shares it.
@@ -108,7 +110,7 @@ impl Mixed for ours::Trees {
     }
 }
 
-type Levels = ours::Shared<true>;
+type Levels = ours::Shared<8, true>;
 
 /// Ours under the standard lock: readers share its one word.
 pub struct OneLock(RwLock<Levels>);
@@ -118,10 +120,10 @@ impl Mixed for OneLock {
     fn share(index: Levels) -> Self {
         Self(RwLock::new(index))
     }
-    fn look_up(&self, query: &mut Vec<u64>, answer: &mut <Levels as Index>::Answer) {
+    fn look_up(&self, query: &mut Vec<BlockHash>, answer: &mut <Levels as Index>::Answer) {
         self.0.read().expect("not poisoned").look_up(query, answer);
     }
-    fn store(&self, change: ours::PlainReport) {
+    fn store(&self, change: ours::LayerReport) {
         self.0.write().expect("not poisoned").apply_one(&change);
     }
     fn answer(&self) -> <Levels as Index>::Answer {
@@ -137,10 +139,10 @@ impl Mixed for EightLocks {
     fn share(index: Levels) -> Self {
         Self(ShardedLock::new(index))
     }
-    fn look_up(&self, query: &mut Vec<u64>, answer: &mut <Levels as Index>::Answer) {
+    fn look_up(&self, query: &mut Vec<BlockHash>, answer: &mut <Levels as Index>::Answer) {
         self.0.read().expect("not poisoned").look_up(query, answer);
     }
-    fn store(&self, change: ours::PlainReport) {
+    fn store(&self, change: ours::LayerReport) {
         self.0.write().expect("not poisoned").apply_one(&change);
     }
     fn answer(&self) -> <Levels as Index>::Answer {

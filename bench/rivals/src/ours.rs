@@ -1,5 +1,5 @@
-//! Ours: the trees of the product, one a worker (`src/routing/prefix`, compiled in as it stands), and
-//! the proposed index that shares runs between them.
+//! Ours: the product's index, which shares runs between all workers, and the trees before it, one a
+//! worker.
 
 use std::sync::Mutex;
 
@@ -7,9 +7,9 @@ use crate::{
     index::{Change, Index, Prompt},
     routing::{
         block::BlockHash,
-        prefix::{Bounds, PrefixIndex},
+        index::{Holder, Layers, Reach, SharedIndex},
     },
-    shared::{Holder, Layers, Reach, SharedIndex},
+    trees::{Bounds, PrefixIndex},
 };
 
 const UNBOUNDED: Bounds = Bounds { blocks_max: usize::MAX, bytes_max: usize::MAX };
@@ -96,61 +96,69 @@ impl Index for Trees {
     }
 }
 
-/// The shared index with one layer; answers as depths of all workers, or as `LEVELS`.
-pub struct Shared<const LEVELS: bool> {
-    index: SharedIndex<1>,
+/// The shared index with `LAYERS` layers: as `LEVELS`, or as depths of all workers. With more than one
+/// layer a third of the prompts lie in another one, and the union of five is asked, as the product
+/// does.
+pub struct Shared<const LAYERS: usize, const LEVELS: bool> {
+    index: SharedIndex<LAYERS>,
     workers: usize,
 }
 
-/// A report with plain hashes.
-pub struct PlainReport {
-    holder: Holder,
-    parent: Option<u64>,
-    depth: u32,
-    blocks: Vec<u64>,
-    stored: bool,
-}
+/// The layer that other prompts lie in.
+const OTHER_LAYER: u8 = 3;
 
-fn plain(change: Change, prompt: &Prompt, stored: bool) -> PlainReport {
-    let Report { worker, parent, depth, blocks, stored } = report(change, prompt, stored);
-    let blocks = blocks.into_iter().map(BlockHash::as_u64).collect();
-    let holder = Holder { row: worker, layer: 0 };
-    PlainReport { holder, parent: parent.map(BlockHash::as_u64), depth, blocks, stored }
-}
+impl<const LAYERS: usize, const LEVELS: bool> Shared<LAYERS, LEVELS> {
+    /// Whose a prompt's blocks are at a worker.
+    pub fn holder(change: Change) -> Holder {
+        let other = LAYERS > 1 && change.prompt.is_multiple_of(3);
+        Holder { row: change.worker, layer: if other { OTHER_LAYER } else { 0 } }
+    }
 
-impl<const LEVELS: bool> Shared<LEVELS> {
+    /// An index with a row for each worker.
+    pub fn of_rows(workers: u32, bytes_max: usize) -> SharedIndex<LAYERS> {
+        let mut index = SharedIndex::new(bytes_max);
+        for worker in 0..workers {
+            let owner = index.add_owner();
+            assert_eq!(index.add_row(owner), Some(worker), "rows in order");
+        }
+        index
+    }
+
     /// Applies a report.
-    pub fn apply_one(&mut self, report: &PlainReport) {
-        let PlainReport { holder, parent, depth, ref blocks, stored } = *report;
+    pub fn apply_one(&mut self, (holder, report): &LayerReport) {
+        let Report { parent, depth, ref blocks, stored, .. } = *report;
         if stored {
-            let held = self.index.hold(holder, parent, depth, blocks);
+            let held = self.index.hold(*holder, parent, depth, blocks);
             assert_eq!(held.refused, 0, "no bound");
         } else {
             for block in blocks {
-                self.index.release(holder, std::slice::from_ref(block));
+                self.index.release(*holder, std::slice::from_ref(block));
             }
         }
     }
 }
 
-impl<const LEVELS: bool> Index for Shared<LEVELS> {
-    type Change = PlainReport;
-    type Query = Vec<u64>;
+/// A report about one layer.
+pub type LayerReport = (Holder, Report);
+
+impl<const LAYERS: usize, const LEVELS: bool> Index for Shared<LAYERS, LEVELS> {
+    type Change = LayerReport;
+    type Query = Vec<BlockHash>;
     type Answer = (Reach, Vec<u32>);
 
     fn new(workers: u32) -> Self {
-        Self { index: SharedIndex::new(usize::MAX), workers: workers as usize }
+        Self { index: Self::of_rows(workers, usize::MAX), workers: workers as usize }
     }
 
-    fn stored(change: Change, prompt: &Prompt) -> PlainReport {
-        plain(change, prompt, true)
+    fn stored(change: Change, prompt: &Prompt) -> LayerReport {
+        (Self::holder(change), report(change, prompt, true))
     }
 
-    fn removed(change: Change, prompt: &Prompt) -> PlainReport {
-        plain(change, prompt, false)
+    fn removed(change: Change, prompt: &Prompt) -> LayerReport {
+        (Self::holder(change), report(change, prompt, false))
     }
 
-    fn apply(&mut self, changes: Vec<PlainReport>) {
+    fn apply(&mut self, changes: Vec<LayerReport>) {
         for change in &changes {
             self.apply_one(change);
         }
@@ -158,16 +166,18 @@ impl<const LEVELS: bool> Index for Shared<LEVELS> {
 
     /// With the sweep, which a router does in small parts.
     fn drop_worker(&mut self, worker: u32) {
-        self.index.drop_holder(Holder { row: worker, layer: 0 });
+        for layer in 0..LAYERS as u8 {
+            self.index.drop_holder(Holder { row: worker, layer });
+        }
         while self.index.sweep(256) {}
     }
 
-    fn query(prompt: &Prompt) -> Vec<u64> {
-        prompt.blocks.clone()
+    fn query(prompt: &Prompt) -> Vec<BlockHash> {
+        prompt.blocks.iter().map(|&block| BlockHash::new(block)).collect()
     }
 
-    fn look_up(&self, query: &mut Vec<u64>, (reach, depths): &mut Self::Answer) {
-        self.index.look_up(query, Layers(1), reach);
+    fn look_up(&self, query: &mut Vec<BlockHash>, (reach, depths): &mut Self::Answer) {
+        self.index.look_up(query, Layers(if LAYERS == 1 { 1 } else { 0b1_1111 }), reach);
         if !LEVELS {
             depths.fill(0);
             reach.for_each(|row, depth| depths[row as usize] = depth);

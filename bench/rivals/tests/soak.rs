@@ -4,7 +4,8 @@
 use std::collections::HashSet;
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use warmroute_rivals::shared::{Holder, Layers, Reach, SharedIndex};
+use warmroute_rivals::routing::block::BlockHash;
+use warmroute_rivals::routing::index::{Holder, Layers, Reach, SharedIndex};
 
 const ROWS: u32 = 130;
 
@@ -15,8 +16,8 @@ fn number(name: &str, default: u64) -> u64 {
 struct Soak {
     index: SharedIndex<1>,
     /// Every chain ever made.
-    chains: Vec<Vec<u64>>,
-    held: Vec<HashSet<u64>>,
+    chains: Vec<Vec<BlockHash>>,
+    held: Vec<HashSet<BlockHash>>,
     rng: StdRng,
 }
 
@@ -38,7 +39,7 @@ impl Soak {
         }
         let most = if self.rng.random_range(0..10) == 0 { 4000 } else { 60 };
         let new = self.rng.random_range(1..=most);
-        chain.extend((0..new).map(|_| self.rng.random::<u64>()));
+        chain.extend((0..new).map(|_| BlockHash::new(self.rng.random())));
         self.chains.push(chain);
     }
 
@@ -100,7 +101,7 @@ impl Soak {
         self.index.sweep(budget);
     }
 
-    fn release(&mut self, row: usize, blocks: &[u64]) {
+    fn release(&mut self, row: usize, blocks: &[BlockHash]) {
         let held = blocks.iter().filter(|block| self.held[row].remove(block)).count();
         if !self.index.is_dropped(holder(row)) {
             assert_eq!(self.index.release(holder(row), blocks), held);
@@ -112,7 +113,7 @@ impl Soak {
         for _ in 0..10 {
             let mut chain = self.chains[self.rng.random_range(0..self.chains.len())].clone();
             chain.truncate(self.rng.random_range(1..=chain.len()));
-            chain.push(self.rng.random());
+            chain.push(BlockHash::new(self.rng.random()));
             self.index.look_up(&chain, Layers(1), &mut reach);
             let mut depths = vec![0; ROWS as usize];
             reach.for_each(|row, depth| depths[row as usize] = depth as usize);
@@ -128,7 +129,12 @@ fn it_does_as_plain_sets_do_for_long() {
     let steps = number("SOAK_STEPS", 4_000);
     let rng = StdRng::seed_from_u64(number("SOAK_SEED", 1));
     let held = vec![HashSet::new(); ROWS as usize];
-    let mut soak = Soak { index: SharedIndex::new(usize::MAX), chains: Vec::new(), held, rng };
+    let mut index = SharedIndex::new(usize::MAX);
+    let owner = index.add_owner();
+    for row in 0..ROWS {
+        assert_eq!(index.add_row(owner), Some(row));
+    }
+    let mut soak = Soak { index, chains: Vec::new(), held, rng };
     for step in 1..=steps {
         soak.step();
         if step % 20 == 0 {
@@ -140,7 +146,7 @@ fn it_does_as_plain_sets_do_for_long() {
     }
     while soak.index.sweep(1_000) {}
     soak.index.check();
-    let distinct: HashSet<u64> = soak.held.iter().flatten().copied().collect();
+    let distinct: HashSet<BlockHash> = soak.held.iter().flatten().copied().collect();
     assert_eq!(soak.index.stats().blocks, distinct.len());
     for row in 0..ROWS as usize {
         soak.index.drop_holder(holder(row));

@@ -7,7 +7,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 use warmroute::routing::backlog::Ticket;
 use warmroute::routing::capacity::{CapacityEstimate, Sent};
-use warmroute::routing::prefix::{EngineBlockId, Holdings, HoldingsParams, Tier};
+use warmroute::routing::prefix::{EngineBlockId, Holdings, HoldingsParams, Index, Tier};
 use warmroute::routing::{Forecast, Load, Pace, PrefillCost, Work, prefill, traffic};
 
 use super::cache::{BlockCache, CacheEvent};
@@ -90,6 +90,8 @@ pub struct Observer {
     start: Instant,
     knowledge: Knowledge,
     workers: Vec<Worker>,
+    /// What all of them hold.
+    index: Index,
     flights: Vec<Flight>,
     /// Prefill costs known beforehand.
     known: Option<Vec<PrefillCost>>,
@@ -114,14 +116,14 @@ impl Observer {
         let blocks_max = ((capacity as f64 * factor) as usize).max(1);
         let params = HoldingsParams {
             blocks_max,
-            bytes_max: 1 << 32,
             engine_bytes_max: 1 << 32,
             presumed_ttl: Duration::from_mins(1),
         };
         let reports = !matches!(knowledge, Knowledge::Presumed { .. });
-        let worker = |at: usize| {
-            let mut holdings = Holdings::new(params, start);
-            holdings.set_confirming(reports, start);
+        let mut index = Index::new(1 << 36);
+        let mut worker = |at: usize| {
+            let mut holdings = Holdings::new(params, &mut index, start);
+            holdings.set_confirming(&index, reports, start);
             let mut pace = Pace::new(start);
             if let Some(known) = &known {
                 pace.set_cost(known[at]);
@@ -137,10 +139,12 @@ impl Observer {
                 stated_at: f64::NEG_INFINITY,
             }
         };
+        let workers = (0..workers).map(&mut worker).collect();
         Self {
             start,
             knowledge,
-            workers: (0..workers).map(worker).collect(),
+            workers,
+            index,
             flights: vec![Flight::default(); requests],
             known,
             upkept: 0.0,
@@ -158,7 +162,7 @@ impl Observer {
         let at = self.at(now);
         seen.clear();
         seen.extend(self.workers.iter().map(|worker| {
-            let matched = worker.holdings.matched(&request.hashes).gpu;
+            let matched = worker.holdings.matched(&self.index, &request.hashes).gpu;
             Seen {
                 matched,
                 hit_tokens: request.tokens_of(matched),
@@ -167,7 +171,7 @@ impl Observer {
                 prompt_tokens: worker.prompt_tokens,
                 waiting_prompt_tokens: worker.waiting_prompt_tokens,
                 true_answer_s: 0.0,
-                held_blocks: worker.holdings.stats().blocks(),
+                held_blocks: worker.holdings.stats(&self.index).blocks(),
                 polled_waiting: 0,
                 polled_used_share: 0.0,
             }
@@ -202,7 +206,7 @@ impl Observer {
         worker.waiting_prompt_tokens += request.tokens;
         let sent = matches!(self.knowledge, Knowledge::Presumed { feedback: true, .. })
             .then(|| worker.capacity.sent(&request.hashes));
-        worker.holdings.presume(&request.hashes, at);
+        worker.holdings.presume(&mut self.index, &request.hashes, at);
         self.flights[index] =
             Flight { worker: to, ticket: Some(ticket), uncached, sent, decoding: false };
     }
@@ -241,8 +245,11 @@ impl Observer {
             if worker.capacity.answered(&sent, held) {
                 let blocks_max = worker.capacity.blocks();
                 worker.holdings.set_params(HoldingsParams { blocks_max, ..self.params });
+                while worker.holdings.settle(&mut self.index, 1 << 16) {}
             }
-            worker.holdings.prefilled(&request.hashes, at);
+            if worker.holdings.prefilled(&mut self.index, &request.hashes) {
+                worker.holdings.presume(&mut self.index, &request.hashes, at);
+            }
         }
     }
 
@@ -276,8 +283,9 @@ impl Observer {
             // Not heard; the next batch's number will tell.
             return !std::mem::replace(&mut worker.gap, true);
         }
-        worker.holdings.expire(at);
-        apply(&mut worker.holdings, workload, events);
+        worker.holdings.expire(&mut self.index, at);
+        apply(&mut worker.holdings, &mut self.index, workload, events);
+        while self.index.sweep(1 << 16) {}
         false
     }
 
@@ -286,17 +294,18 @@ impl Observer {
         let worker = &mut self.workers[from];
         worker.gap = false;
         worker.stated_at = now;
-        worker.holdings.drop_rank(0);
+        worker.holdings.drop_rank(&mut self.index, 0);
+        while self.index.sweep(1 << 16) {}
         let mut blocks: Vec<u32> = cache.blocks().collect();
         // Numbers grow with depth, so parents come first.
         blocks.sort_unstable();
         let events: Vec<_> = blocks.into_iter().map(CacheEvent::Stored).collect();
-        apply(&mut worker.holdings, workload, &events);
+        apply(&mut worker.holdings, &mut self.index, workload, &events);
     }
 }
 
 /// Puts events into the index, chains of stored blocks at once.
-fn apply(holdings: &mut Holdings, workload: &Workload, events: &[CacheEvent]) {
+fn apply(holdings: &mut Holdings, index: &mut Index, workload: &Workload, events: &[CacheEvent]) {
     let id = |block: u32| EngineBlockId(u64::from(block) + 1);
     for event in events {
         match *event {
@@ -304,10 +313,10 @@ fn apply(holdings: &mut Holdings, workload: &Workload, events: &[CacheEvent]) {
                 let parent = workload.parents[block as usize].map(id);
                 let name = name_of(block);
                 let one = std::iter::once((id(block), &name[..]));
-                holdings.stored(0, Tier::Gpu, workload.root, parent, one, NAME_BYTES);
+                holdings.stored(index, 0, Tier::Gpu, workload.root, parent, one, NAME_BYTES);
             }
             CacheEvent::Removed(block) => {
-                holdings.removed(0, Tier::Gpu, &[id(block)]);
+                holdings.removed(index, 0, Tier::Gpu, &[id(block)]);
             }
         }
     }

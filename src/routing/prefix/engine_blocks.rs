@@ -16,7 +16,6 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::{Index, IndexMut};
 
 use super::super::block::{BlockHash, Chain, Place, PlaceMap, mix};
-use super::Inserted;
 
 /// An engine's name for one of its blocks, as it reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,8 +42,6 @@ pub struct StoredOutcome {
     pub engine_blocks: usize,
     /// Blocks of ours added to the index.
     pub new_blocks: usize,
-    /// Blocks of ours trimmed to make room.
-    pub trimmed_blocks: usize,
     /// Engine blocks not taken.
     pub rejected_engine_blocks: usize,
     /// Why, if any was not taken.
@@ -55,11 +52,6 @@ impl StoredOutcome {
     pub(super) fn reject(&mut self, reason: Rejection, engine_blocks: usize) {
         self.rejected = Some(reason);
         self.rejected_engine_blocks = engine_blocks;
-    }
-
-    pub(super) fn add(&mut self, inserted: Inserted) {
-        self.new_blocks += inserted.new_blocks;
-        self.trimmed_blocks += inserted.trimmed_blocks;
     }
 }
 
@@ -330,9 +322,32 @@ impl EngineBlocks {
             let Some(parent) = record.parent.and_then(|parent| self.find(parent)) else { break };
             at = parent;
         }
+    }
+
+    /// Gives back memory that is not in use any more, which moves what is there. Apart from
+    /// removals, as others may wait for those.
+    pub(super) fn shrink_when_sparse(&mut self) {
         self.by_id.shrink_when_sparse();
         if self.records.len() * 4 < self.records.capacity() {
             self.records.shrink_to(self.records.len() * 2);
+        }
+    }
+
+    /// Makes room for so many more records now, as far as the bound allows, so that adding them does
+    /// not have to move what is there.
+    pub(super) fn prepare(&mut self, more: usize) {
+        let len = self.records.len() + more;
+        if len > self.records.capacity() {
+            let capacity = self.records.capacity() + more.max(4 + len / 8);
+            let records = capacity * size_of::<Record>();
+            if records + self.heap_bytes + self.by_id.bytes_with(len) > self.bytes_max {
+                return;
+            }
+            self.records.reserve_exact(capacity - self.records.len());
+        }
+        let fixed = self.records.capacity() * size_of::<Record>() + self.heap_bytes;
+        if fixed + self.by_id.bytes_with(len) <= self.bytes_max {
+            self.by_id.reserve(len, self.bytes_max - fixed);
         }
     }
 

@@ -1,16 +1,14 @@
-//! What an index and a cache hold, told apart from how they hold it, so that it can be stored and
+//! What holders and caches hold, told apart from how they hold it, so that it can be stored and
 //! held again: by another process, or by a later version that keeps it in another way.
 //!
 //! An image is content, not a dump: the runs of blocks and the records of engine blocks, in the
-//! order that matters. It is flat (a few vectors, whatever the number of runs), as it is taken
-//! under a lock. Images may come from a file: every image can be restored, garbage in it is
-//! dropped, and the bounds hold. What comes back behaves as what the image was taken of, with one
-//! exception: memory is packed tighter, so a bound in *bytes* bites a little later.
+//! order that matters. It is flat (a few vectors, whatever the number of runs). Images may come
+//! from a file: every image can be restored, garbage in it is dropped, and the bounds hold.
 
 use super::super::block::{BlockHash, Chain};
+use super::super::index::{Holder, ImageCursor};
 use super::engine_blocks::{EngineBlockId, EngineBlocks, Record, RecordId};
-use super::node::Tree;
-use super::{Bounds, PrefixIndex, WorkerCache};
+use super::{Index, WorkerCache};
 
 /// No block lies deeper; a prompt of so many blocks fits no request. Depths can then not overflow.
 const DEPTH_MAX: u32 = 1 << 30;
@@ -26,7 +24,7 @@ pub struct RunImage {
     pub blocks: u32,
 }
 
-/// What a [`PrefixIndex`] holds.
+/// What one holder has in the index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IndexImage {
     /// The runs, the least recently used first.
@@ -51,61 +49,25 @@ impl IndexImage {
     }
 }
 
-impl PrefixIndex {
-    /// What is held. O(runs) steps and a copy of the blocks.
-    pub fn image(&self) -> IndexImage {
-        let Tree { nodes, recency, .. } = &self.tree;
-        let mut image = IndexImage {
-            runs: Vec::with_capacity(nodes.len()),
-            blocks: Vec::with_capacity(self.blocks()),
-        };
-        for id in recency.oldest_first(nodes) {
-            let node = &nodes[id];
-            let (parent, depth, label) = (node.parent(), node.start, node.label());
-            image.runs.push(RunImage { parent, depth, blocks: label.len() as u32 });
-            image.blocks.extend_from_slice(label);
-        }
-        image
+impl IndexImage {
+    /// Adds about `blocks` more blocks of what the holder of a cursor has; whether there is more.
+    pub fn tell_part(
+        &mut self,
+        index: &mut Index,
+        cursor: &mut ImageCursor,
+        blocks: usize,
+    ) -> bool {
+        index.image_part(cursor, blocks, |parent, depth, blocks| {
+            self.runs.push(RunImage { parent, depth, blocks: blocks.len() as u32 });
+            self.blocks.extend_from_slice(blocks);
+        })
     }
 
-    /// Holds again what an image tells of, within `bounds`: beyond them the most recently used of
-    /// it. Totals begin anew. O(blocks).
-    pub fn restore(bounds: Bounds, image: &IndexImage) -> Self {
-        let mut index = Self::new(bounds);
-        if !index.assemble(image) {
-            index = Self::new(bounds);
-            for (run, blocks) in image.sound_runs() {
-                index.insert_behind(run.parent, run.depth, blocks);
-            }
+    /// Lets `holder` hold what this tells of, the least recently used first. O(blocks).
+    pub fn restore(&self, index: &mut Index, holder: Holder) {
+        for (run, blocks) in self.sound_runs() {
+            index.hold(holder, run.parent, run.depth, blocks);
         }
-        index.inserted_total = index.blocks() as u64;
-        index.trimmed_total = 0;
-        index.removed_total = 0;
-        index
-    }
-
-    /// Puts the runs together as they are. False where no index within the bounds can have had
-    /// them, or not in this order: then what is here means nothing.
-    fn assemble(&mut self, image: &IndexImage) -> bool {
-        let runs = image.sound_runs().count();
-        let blocks = image.sound_runs().map(|(_, blocks)| blocks.len()).sum::<usize>();
-        if blocks > self.bounds.blocks_max || Tree::bytes_for(runs, blocks) > self.bounds.bytes_max
-        {
-            return false;
-        }
-        self.tree.reserve(runs, blocks);
-        for (run, blocks) in image.sound_runs() {
-            // Children are less recent than what they follow, so it comes after them.
-            let follows = run.parent.is_some_and(|parent| self.contains(parent));
-            if follows || self.contains(blocks[0]) {
-                return false;
-            }
-            if self.tree.append(None, run.parent, run.depth, blocks) < blocks.len() {
-                return false;
-            }
-        }
-        self.tree.orphans.shrink_to_fit();
-        self.tree.bytes() <= self.bounds.bytes_max && self.tree.hangs_together()
     }
 }
 
@@ -283,7 +245,7 @@ impl EngineBlocks {
     }
 }
 
-/// What a [`WorkerCache`] holds.
+/// What one tier holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CacheImage {
     /// The blocks of ours.
@@ -293,18 +255,18 @@ pub struct CacheImage {
 }
 
 impl WorkerCache {
-    /// What is held. O(runs + records) steps and a copy of the blocks.
-    pub fn image(&self) -> CacheImage {
-        CacheImage { index: self.index.image(), records: self.engine_blocks.image() }
+    /// The engine blocks. O(records).
+    pub fn image(&self) -> RecordsImage {
+        self.engine_blocks.image()
     }
 
-    /// Holds again what an image tells of, within the bounds. Records beyond theirs are left out,
-    /// and the blocks of ours that they completed.
-    pub fn restore(bounds: Bounds, engine_bytes_max: usize, image: &CacheImage) -> Self {
-        let mut index = PrefixIndex::restore(bounds, &image.index);
-        let engine_blocks = EngineBlocks::restore(engine_bytes_max, &image.records, |block| {
-            index.remove(block);
-        });
-        Self { index, engine_blocks }
+    /// Has again what an image tells of, within the bound. Tells `gone` the blocks of ours that
+    /// were completed by records that are left out.
+    pub fn restore(
+        engine_bytes_max: usize,
+        image: &RecordsImage,
+        gone: impl FnMut(BlockHash),
+    ) -> Self {
+        Self { engine_blocks: EngineBlocks::restore(engine_bytes_max, image, gone) }
     }
 }

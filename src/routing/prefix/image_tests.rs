@@ -14,10 +14,10 @@ use super::super::block::{BlockHash, Chain, Root, Secret, mix};
 use super::engine_blocks::Record;
 use super::holdings::{RANKS_MAX, TierImage};
 use super::image::{RecordImage, RecordsImage, RunImage};
+use super::solo::{Alone, Solo};
 use super::*;
 
 const BLOCK_BYTES: NonZeroUsize = NonZeroUsize::new(4).expect("not zero");
-const WIDE: Bounds = Bounds { blocks_max: usize::MAX, bytes_max: usize::MAX };
 
 fn root() -> Root {
     Secret::from_seed(5).root(&[])
@@ -111,7 +111,7 @@ fn reports() -> impl Strategy<Value = Reports> {
 
 /// Ids whose text and place change, texts that come twice, empty ones.
 fn report(
-    cache: &mut WorkerCache,
+    cache: &mut Solo,
     (stores, parent, blocks): &(bool, u64, Vec<(u64, String)>),
 ) -> (StoredOutcome, RemovedOutcome) {
     if *stores {
@@ -126,35 +126,32 @@ fn report(
 
 #[test]
 fn an_image_of_nothing_is_nothing() {
-    let index = PrefixIndex::restore(WIDE, &IndexImage::default());
-    assert_eq!(index.stats(), Stats::default());
-    let cache = WorkerCache::restore(WIDE, 0, &CacheImage::default());
-    assert_eq!((cache.stats(), cache.engine_stats()), Default::default());
+    let mut solo = Solo::restore(0, &CacheImage::default());
+    assert_eq!((solo.blocks(), solo.engine_stats()), Default::default());
+    assert_eq!(solo.image(), CacheImage::default());
 }
 
 #[test]
-fn tighter_bounds_keep_what_was_used_last() {
-    let mut index = PrefixIndex::new(WIDE);
+fn what_was_used_last_is_told_last() {
+    let mut solo = Solo::new(0);
     let chain =
         |seed: u64| -> Vec<_> { (0..10).map(|at| BlockHash::new(mix(mix(seed) ^ at))).collect() };
     for seed in 0..10 {
-        index.insert(&chain(seed));
+        solo.insert(&chain(seed));
     }
-    index.touch(&chain(3));
-    for bounds in [Bounds { blocks_max: 25, ..WIDE }, Bounds { bytes_max: 25 * 28 + 600, ..WIDE }] {
-        let restored = PrefixIndex::restore(bounds, &index.image());
-        restored.check();
-        assert_eq!(restored.matched_blocks(&chain(3)), 10);
-        assert_eq!(restored.matched_blocks(&chain(9)), 10);
-        assert_eq!(restored.matched_blocks(&chain(7)), 0);
-        let part = restored.matched_blocks(&chain(8));
-        assert!((1..10).contains(&part), "{part}");
-    }
+    solo.insert(&chain(3));
+    let mut restored = Solo::restore(0, &solo.image());
+    restored.check();
+    restored.trim(25);
+    assert_eq!(restored.matched_blocks(&chain(3)), 10);
+    assert_eq!(restored.matched_blocks(&chain(9)), 10);
+    assert_eq!(restored.matched_blocks(&chain(7)), 0);
+    assert_eq!(restored.matched_blocks(&chain(8)), 5);
 }
 
 #[test]
 fn records_without_room_take_their_blocks_with_them() {
-    let mut cache = WorkerCache::new(WIDE, usize::MAX);
+    let mut cache = Solo::new(usize::MAX);
     let text = |id: u64| format!("{id:04}");
     for id in 0..100 {
         let text = text(id);
@@ -162,9 +159,9 @@ fn records_without_room_take_their_blocks_with_them() {
         cache.stored(root(), None, block, BLOCK_BYTES);
     }
     let room = cache.engine_stats().bytes / 2;
-    let restored = WorkerCache::restore(WIDE, room, &cache.image());
+    let restored = Solo::restore(room, &cache.image());
     restored.check();
-    let (records, blocks) = (restored.engine_stats(), restored.stats().blocks);
+    let (records, blocks) = (restored.engine_stats(), restored.blocks());
     assert!(records.bytes <= room, "{records:?}");
     assert!(records.engine_blocks > 30 && records.engine_blocks == blocks, "{records:?}, {blocks}");
 }
@@ -173,19 +170,19 @@ fn records_without_room_take_their_blocks_with_them() {
 /// more, so it must not be held.
 #[test]
 fn a_joint_goes_with_a_record_that_is_missing() {
-    let mut cache = WorkerCache::new(WIDE, usize::MAX);
+    let mut cache = Solo::new(usize::MAX);
     let blocks = [(1, "abcdef"), (2, "g"), (3, "hijkl")];
     let blocks = blocks.map(|(id, text)| (EngineBlockId(id), text.as_bytes()));
     cache.stored(root(), None, blocks.into_iter(), BLOCK_BYTES);
-    assert_eq!(cache.stats().blocks, 3);
+    assert_eq!(cache.blocks(), 3);
     for missing in [1, 2] {
         let mut image = cache.image();
         let record = image.records.records.iter_mut().find(|record| record.id.0 == missing);
         record.expect("is there").depth = u32::MAX;
-        let restored = WorkerCache::restore(WIDE, usize::MAX, &image);
+        let restored = Solo::restore(usize::MAX, &image);
         restored.check();
         assert_eq!(restored.engine_stats().engine_blocks, 2);
-        assert_eq!(restored.stats().blocks, 2);
+        assert_eq!(restored.blocks(), 2);
     }
 }
 
@@ -196,14 +193,13 @@ fn ranks_are_bounded() {
         TierImage { rank, tier, cache }
     });
     let image = HoldingsImage { caches: tiers.collect(), ..HoldingsImage::default() };
-    let holdings = Holdings::restore(PARAMS, &image, Duration::MAX, Instant::now());
+    let holdings = Alone::restore(PARAMS, &image, Duration::MAX, Instant::now());
     holdings.check();
     assert_eq!(holdings.stats().ranks, RANKS_MAX);
 }
 
 const PARAMS: HoldingsParams = HoldingsParams {
     blocks_max: 1000,
-    bytes_max: 1 << 20,
     engine_bytes_max: 1 << 20,
     presumed_ttl: Duration::from_secs(30),
 };
@@ -213,17 +209,17 @@ proptest! {
     /// goes on as it would have.
     #[test]
     fn contradictory_reports_go_on_alike(before in reports(), after in reports()) {
-        let mut cache = WorkerCache::new(WIDE, usize::MAX);
+        let mut cache = Solo::new(usize::MAX);
         for step in &before {
             report(&mut cache, step);
         }
-        let mut restored = WorkerCache::restore(WIDE, usize::MAX, &cache.image());
+        let mut restored = Solo::restore(usize::MAX, &cache.image());
         for step in &after {
             prop_assert_eq!(report(&mut restored, step), report(&mut cache, step));
             restored.check();
             prop_assert_eq!(restored.image().index, cache.image().index);
-            let records = |cache: &WorkerCache| {
-                let mut records = cache.engine_blocks.records.clone();
+            let records = |cache: &Solo| {
+                let mut records = cache.cache.engine_blocks.records.clone();
                 records.sort_by_key(|record| record.id);
                 let told = |r: Record| (r.id, r.parent, r.copies, r.tail, r.completed);
                 records.into_iter().map(told).collect::<Vec<_>>()
@@ -235,20 +231,19 @@ proptest! {
     #[test]
     fn any_index_image_can_be_restored(
         image in index_image(),
-        blocks_max in prop_oneof![Just(usize::MAX), 0..20_usize],
-        bytes_max in prop_oneof![Just(usize::MAX), 0..3000_usize],
         prompts in prop::collection::vec(prop::collection::vec(block(), 0..6), 0..6),
     ) {
-        let mut index = PrefixIndex::restore(Bounds { blocks_max, bytes_max }, &image);
-        index.check();
-        let again = PrefixIndex::restore(Bounds { blocks_max, bytes_max }, &index.image());
-        again.check();
-        prop_assert_eq!(again.image(), index.image());
+        let image = CacheImage { index: image, records: RecordsImage::default() };
+        let mut solo = Solo::restore(0, &image);
+        solo.check_parts();
+        let again = Solo::restore(0, &solo.image());
+        again.check_parts();
+        prop_assert_eq!(again.blocks(), solo.blocks());
         for prompt in prompts {
-            index.insert(&prompt);
-            index.check();
-            prompt.first().map(|&block| index.remove(block));
-            index.check();
+            solo.insert(&prompt);
+            solo.check_parts();
+            solo.trim(15);
+            solo.check_parts();
         }
     }
 
@@ -258,13 +253,12 @@ proptest! {
         engine_bytes_max in prop_oneof![Just(usize::MAX), 0..2000_usize],
         after in reports(),
     ) {
-        let bounds = Bounds { blocks_max: 20, bytes_max: 3000 };
-        let mut cache = WorkerCache::restore(bounds, engine_bytes_max, &image);
-        cache.check();
+        let mut cache = Solo::restore(engine_bytes_max, &image);
+        cache.check_parts();
         prop_assert!(cache.engine_stats().bytes <= engine_bytes_max);
         for step in &after {
             report(&mut cache, step);
-            cache.check();
+            cache.check_parts();
             prop_assert!(cache.engine_stats().bytes <= engine_bytes_max);
         }
         let ids: Vec<_> = (0..9).map(EngineBlockId).collect();
@@ -275,16 +269,16 @@ proptest! {
     #[test]
     fn any_holdings_image_can_be_restored(
         image in holdings_image(),
-        (blocks_max, bytes_max, engine_bytes_max) in (0..30_usize, 0..9000_usize, 0..9000_usize),
+        (blocks_max, engine_bytes_max) in (0..30_usize, 0..9000_usize),
         away in prop_oneof![Just(Duration::ZERO), Just(Duration::MAX)],
         prompts in prop::collection::vec(prop::collection::vec(block(), 0..6), 0..6),
     ) {
-        let params = HoldingsParams { blocks_max, bytes_max, engine_bytes_max, ..PARAMS };
+        let params = HoldingsParams { blocks_max, engine_bytes_max, ..PARAMS };
         let now = Instant::now();
-        let mut holdings = Holdings::restore(params, &image, away, now);
-        holdings.check();
+        let mut holdings = Alone::restore(params, &image, away, now);
+        holdings.check_parts();
         let stats = holdings.stats();
-        prop_assert!(stats.bytes() <= bytes_max && stats.engine_bytes() <= engine_bytes_max);
+        prop_assert!(stats.engine_bytes() <= engine_bytes_max);
         for prompt in prompts {
             let matched = holdings.matched(&prompt);
             prop_assert!(matched.gpu + matched.cpu + matched.storage <= prompt.len());
@@ -292,7 +286,7 @@ proptest! {
             let ids: Vec<_> = (0..9).map(EngineBlockId).collect();
             holdings.stored_known(0, Tier::Cpu, &ids);
             holdings.removed(1, Tier::Gpu, &ids);
-            holdings.check();
+            holdings.check_parts();
         }
     }
 }

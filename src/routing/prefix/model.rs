@@ -1,5 +1,5 @@
-//! Naive models: a prefix index as a list of blocks, a worker's cache as text under engine blocks,
-//! a worker's holdings as sets of those.
+//! Naive models: a worker's cache as text under engine blocks, a worker's holdings as sets of
+//! those. Which blocks are trimmed is not part of them.
 //!
 //! All search everything for every answer and share no code with what they check, but for the
 //! hashes.
@@ -8,182 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::super::block::{BlockHash, mix};
-use super::{Inserted, Matched, Tier};
-
-/// The chained hash of each block of a path of symbols.
-pub(super) fn path(symbols: &[u8]) -> Vec<BlockHash> {
-    let chain = |hash: &mut u64, &symbol: &u8| {
-        *hash = mix(*hash ^ (u64::from(symbol) + 1).wrapping_mul(0x1234_5678_9abc_def1));
-        Some(BlockHash::new(*hash))
-    };
-    symbols.iter().scan(7, chain).collect()
-}
-
-/// The blocks held, the most recently used first.
-///
-/// A *run* is a maximal chain of held blocks in which each but the last has one held child. Its
-/// blocks stand together in the list, the deepest last, and are used as one; so the list's last
-/// block always has no held child, and trimming is popping.
-#[derive(Default)]
-pub(super) struct IndexModel {
-    pub(super) order: Vec<BlockHash>,
-    /// Of every block ever seen.
-    parents: HashMap<BlockHash, Option<BlockHash>>,
-    pub(super) blocks_max: usize,
-}
-
-impl IndexModel {
-    pub(super) fn learn(&mut self, blocks: &[BlockHash]) {
-        let mut parent = None;
-        for &block in blocks {
-            self.parents.insert(block, parent);
-            parent = Some(block);
-        }
-    }
-
-    pub(super) fn holds(&self, block: BlockHash) -> bool {
-        self.order.contains(&block)
-    }
-
-    pub(super) fn matched_blocks(&self, blocks: &[BlockHash]) -> usize {
-        blocks.iter().take_while(|&&block| self.holds(block)).count()
-    }
-
-    pub(super) fn holes(&self) -> usize {
-        let parents = self.order.iter().filter_map(|block| self.parents[block]);
-        parents.filter(|&parent| !self.holds(parent)).collect::<HashSet<_>>().len()
-    }
-
-    pub(super) fn runs(&self) -> usize {
-        self.order.iter().filter(|&&block| self.in_run_above(block, None).is_none()).count()
-    }
-
-    fn children(&self, of: BlockHash) -> Vec<BlockHash> {
-        self.order.iter().copied().filter(|block| self.parents[block] == Some(of)).collect()
-    }
-
-    fn in_run_above(&self, block: BlockHash, pinned: Option<BlockHash>) -> Option<BlockHash> {
-        let parent = self.parents[&block].filter(|&parent| self.holds(parent))?;
-        (self.children(parent).len() == 1 && pinned != Some(parent)).then_some(parent)
-    }
-
-    /// The run of `block`; a run ends with `pinned`.
-    fn run(&self, block: BlockHash, pinned: Option<BlockHash>) -> Vec<BlockHash> {
-        let above = |&block: &BlockHash| self.in_run_above(block, pinned);
-        let mut run: Vec<_> = std::iter::successors(Some(block), above).collect();
-        run.reverse();
-        loop {
-            let last = *run.last().expect("holds the block");
-            match self.children(last)[..] {
-                [child] if pinned != Some(last) => run.push(child),
-                _ => return run,
-            }
-        }
-    }
-
-    fn place(&mut self, run: &[BlockHash], at: usize) {
-        self.order.splice(at..at, run.iter().copied());
-    }
-
-    fn refresh_path(&mut self, mut at: Option<BlockHash>, pinned: Option<BlockHash>) {
-        while let Some(block) = at.filter(|&block| self.holds(block)) {
-            let run = self.run(block, pinned);
-            self.order.retain(|block| !run.contains(block));
-            self.place(&run, 0);
-            at = self.parents[&run[0]];
-        }
-    }
-
-    /// A block that has just got its only child: their runs become one, in the child's place.
-    fn join(&mut self, at: Option<BlockHash>) {
-        let Some(block) = at.filter(|&block| self.holds(block)) else { return };
-        if let [child] = self.children(block)[..] {
-            let upper = self.run(block, Some(block));
-            self.order.retain(|block| !upper.contains(block));
-            let at = self.order.iter().position(|&other| other == child).expect("held");
-            self.place(&upper, at);
-        }
-    }
-
-    pub(super) fn remove(&mut self, block: BlockHash) -> bool {
-        self.remove_but_pinned(block, None)
-    }
-
-    fn remove_but_pinned(&mut self, block: BlockHash, pinned: Option<BlockHash>) -> bool {
-        let held = self.holds(block);
-        self.order.retain(|&other| other != block);
-        if held && self.parents[&block] != pinned {
-            // Nothing changes unless the block had siblings.
-            self.join(self.parents[&block]);
-        }
-        held
-    }
-
-    pub(super) fn trim(&mut self, incoming: usize, pinned: Option<BlockHash>) -> usize {
-        let mut trimmed = 0;
-        while self.order.len() + incoming > self.blocks_max {
-            let Some(&last) = self.order.last().filter(|&&last| pinned != Some(last)) else {
-                break;
-            };
-            self.remove_but_pinned(last, pinned);
-            trimmed += 1;
-        }
-        trimmed
-    }
-
-    pub(super) fn touch(&mut self, blocks: &[BlockHash]) {
-        let matched = self.matched_blocks(blocks);
-        self.refresh_path(blocks[..matched].last().copied(), None);
-    }
-
-    pub(super) fn retract(&mut self, blocks: &[BlockHash], keep: usize) -> usize {
-        let matched = self.matched_blocks(blocks);
-        let mut left = matched;
-        while left > keep && self.children(blocks[left - 1]).is_empty() {
-            self.remove(blocks[left - 1]);
-            left -= 1;
-        }
-        matched - left
-    }
-
-    /// Inserts `blocks` behind `parent`, which is held or has left a hole.
-    pub(super) fn insert(
-        &mut self,
-        mut parent: Option<BlockHash>,
-        mut blocks: &[BlockHash],
-    ) -> Inserted {
-        let mut inserted = Inserted::default();
-        loop {
-            let matched = self.matched_blocks(blocks);
-            parent = blocks[..matched].last().copied().or(parent);
-            blocks = &blocks[matched..];
-            let mut new = blocks.iter().take_while(|&&block| !self.holds(block)).count();
-            let waited_for = |block: &BlockHash| !self.children(*block).is_empty();
-            new = blocks[..new].iter().position(waited_for).map_or(new, |at| at + 1);
-            let pinned = parent.filter(|&parent| self.holds(parent));
-            if new == 0 {
-                break;
-            }
-            self.refresh_path(pinned, pinned);
-            inserted.trimmed_blocks += self.trim(new, pinned);
-            new = new.min(self.blocks_max - self.order.len());
-            if new == 0 {
-                self.join(pinned);
-                break;
-            }
-            let at = pinned.map_or(0, |pinned| {
-                1 + self.order.iter().position(|&b| b == pinned).expect("held")
-            });
-            self.place(&blocks[..new], at);
-            self.join(Some(blocks[new - 1]));
-            inserted.new_blocks += new;
-            parent = Some(blocks[new - 1]);
-            blocks = &blocks[new..];
-        }
-        self.refresh_path(parent, None);
-        inserted
-    }
-}
+use super::{Matched, Tier};
 
 /// Engine blocks are named by their path of symbols; their texts differ in the first byte.
 pub(super) fn engine_text(path: &[u8], text_bytes_max: u64) -> Vec<u8> {
@@ -299,15 +124,24 @@ impl CacheModel {
     }
 }
 
-/// A cache per rank and tier, and two generations of presumptions.
+/// What one row of a worker has beside its caches.
+#[derive(Default)]
+pub(super) struct RowModel {
+    pub(super) rank: Option<u32>,
+    pub(super) young: HashSet<BlockHash>,
+    pub(super) old: HashSet<BlockHash>,
+}
+
+/// A cache per rank and tier, and a row per rank with two generations of presumptions.
 pub(super) struct HoldingsModel {
     pub(super) caches: BTreeMap<(u32, Tier), CacheModel>,
-    pub(super) young: IndexModel,
-    pub(super) old: IndexModel,
+    pub(super) rows: Vec<RowModel>,
     pub(super) blocks_max: usize,
     pub(super) block_bytes: usize,
     pub(super) text_bytes_max: u64,
     pub(super) hash: fn(&[u8], usize) -> Vec<BlockHash>,
+    /// Of every block ever presumed.
+    pub(super) parents: HashMap<BlockHash, Option<BlockHash>>,
     confirming: bool,
     since: Instant,
     ttl: Duration,
@@ -320,17 +154,16 @@ impl HoldingsModel {
         hash: fn(&[u8], usize) -> Vec<BlockHash>,
         since: Instant,
     ) -> Self {
-        let (young, old) = (IndexModel::default(), IndexModel::default());
-        let caches = BTreeMap::new();
+        let (caches, parents, rows) = (BTreeMap::new(), HashMap::new(), vec![RowModel::default()]);
         let confirming = false;
         Self {
             caches,
-            young,
-            old,
+            rows,
             blocks_max,
             block_bytes,
             text_bytes_max,
             hash,
+            parents,
             confirming,
             since,
             ttl,
@@ -338,6 +171,12 @@ impl HoldingsModel {
     }
 
     fn cache(&mut self, rank: u32, tier: Tier) -> &mut CacheModel {
+        if !self.rows.iter().any(|row| row.rank == Some(rank)) {
+            match &mut self.rows[..] {
+                [spare] if spare.rank.is_none() => spare.rank = Some(rank),
+                _ => self.rows.push(RowModel { rank: Some(rank), ..RowModel::default() }),
+            }
+        }
         let (block_bytes, text_bytes_max) = (self.block_bytes, self.text_bytes_max);
         let (copies, ours) = (HashMap::new(), HashSet::new());
         let fresh = || CacheModel { copies, ours, block_bytes, text_bytes_max };
@@ -348,29 +187,43 @@ impl HoldingsModel {
         *(self.hash)(text, self.block_bytes).last().expect("a block")
     }
 
-    /// Leading blocks held by those caches of one rank, together with what is presumed.
-    fn reach(&self, text: &[u8], presumed: bool, which: impl Fn(u32, Tier) -> bool) -> usize {
+    /// Leading blocks held by those caches of a row's rank, together with what is presumed.
+    fn reach(
+        &self,
+        text: &[u8],
+        presumed: bool,
+        row: &RowModel,
+        which: impl Fn(Tier) -> bool,
+    ) -> usize {
         (1..=text.len() / self.block_bytes)
             .take_while(|blocks| {
                 let text = &text[..blocks * self.block_bytes];
                 let block = self.last(text);
-                let mut caches = self.caches.iter().filter(|((rank, tier), _)| which(*rank, *tier));
-                (presumed && (self.young.holds(block) || self.old.holds(block)))
+                let mut caches = self
+                    .caches
+                    .iter()
+                    .filter(|((rank, tier), _)| Some(*rank) == row.rank && which(*tier));
+                (presumed && (row.young.contains(&block) || row.old.contains(&block)))
                     || caches.any(|(_, cache)| cache.ours.contains(text))
             })
             .count()
     }
 
     pub(super) fn matched(&self, text: &[u8]) -> Matched {
-        let ranks: HashSet<_> = self.caches.keys().map(|(rank, _)| *rank).chain([999]).collect();
         let farthest = |presumed, last| {
-            let of_rank = |rank| self.reach(text, presumed, |r, tier| r == rank && tier <= last);
-            ranks.iter().map(|&rank| of_rank(rank)).max().expect("a rank")
+            let rows = self.rows.iter();
+            rows.map(|row| self.reach(text, presumed, row, |tier| tier <= last)).max().expect("one")
         };
         let reach = Tier::ALL.map(|last| farthest(true, last));
         let [gpu, cpu, storage] = reach;
         let confirmed = farthest(false, Tier::Gpu);
         Matched { gpu, cpu: cpu - gpu, storage: storage - cpu, confirmed }
+    }
+
+    /// Blocks presumed, as they are counted.
+    pub(super) fn presumed(&self) -> usize {
+        let most = |of: fn(&RowModel) -> usize| self.rows.iter().map(of).max().expect("a row");
+        most(|row| row.young.len()) + most(|row| row.old.len())
     }
 
     pub(super) fn presume(&mut self, text: &[u8], now: Instant) {
@@ -379,39 +232,33 @@ impl HoldingsModel {
         if self.confirming && self.matched(text).confirmed == blocks.len() {
             return;
         }
-        self.young.learn(&blocks);
-        self.old.learn(&blocks);
-        self.young.blocks_max = self.blocks_max;
-        self.young.insert(None, &blocks);
-        self.trim();
-    }
-
-    pub(super) fn trim(&mut self) {
-        self.old.blocks_max = self.blocks_max.saturating_sub(self.young.order.len());
-        self.old.trim(0, None);
-        self.young.blocks_max = self.blocks_max;
-        self.young.trim(0, None);
-    }
-
-    pub(super) fn retract(&mut self, blocks: &[BlockHash], keep: usize) -> usize {
-        self.young.retract(blocks, keep) + self.old.retract(blocks, keep)
+        let mut parent = None;
+        for &block in &blocks {
+            self.parents.insert(block, parent);
+            parent = Some(block);
+        }
+        self.rows.iter_mut().for_each(|row| row.young.extend(&blocks));
     }
 
     pub(super) fn prefilled(&mut self, text: &[u8], now: Instant) {
-        if self.confirming {
-            let blocks = (self.hash)(text, self.block_bytes);
-            self.young.touch(&blocks);
-            self.old.touch(&blocks);
-        } else {
+        if !self.confirming {
             self.presume(text, now);
         }
+    }
+
+    fn each_row(&mut self, change: impl FnMut(&mut RowModel)) {
+        self.rows.iter_mut().for_each(change);
+    }
+
+    fn age(row: &mut RowModel) {
+        std::mem::swap(&mut row.young, &mut row.old);
     }
 
     pub(super) fn set_confirming(&mut self, confirming: bool, now: Instant) {
         if confirming && !self.confirming {
             self.since = now;
-            if self.old.order.is_empty() {
-                std::mem::swap(&mut self.young, &mut self.old);
+            if self.rows.iter().all(|row| row.old.is_empty()) {
+                self.each_row(Self::age);
             }
         }
         self.confirming = confirming;
@@ -420,11 +267,11 @@ impl HoldingsModel {
     pub(super) fn expire(&mut self, now: Instant) {
         let generations = (now - self.since).as_nanos() / self.ttl.as_nanos();
         if self.confirming && generations > 0 {
-            self.old.order.clear();
-            std::mem::swap(&mut self.young, &mut self.old);
+            self.each_row(|row| row.old.clear());
+            self.each_row(Self::age);
             self.since += self.ttl;
             if generations > 1 {
-                self.old.order.clear();
+                self.each_row(|row| row.old.clear());
                 self.since = now;
             }
         }
@@ -474,8 +321,10 @@ impl HoldingsModel {
             let mut gpus = self.caches.iter().filter(|((_, tier), _)| *tier == Tier::Gpu);
             if tier == Tier::Gpu && !gpus.any(|(_, cache)| cache.ours.contains(text)) {
                 let block = self.last(text);
-                self.young.remove(block);
-                self.old.remove(block);
+                self.each_row(|row| {
+                    row.young.remove(&block);
+                    row.old.remove(&block);
+                });
             }
         }
     }
@@ -485,7 +334,18 @@ impl HoldingsModel {
             cache.copies.clear();
             cache.ours.clear();
         }
-        self.young.order.clear();
-        self.old.order.clear();
+        self.each_row(|row| {
+            row.young.clear();
+            row.old.clear();
+        });
+    }
+
+    pub(super) fn drop_rank(&mut self, rank: u32) {
+        self.clear(rank);
+        self.caches.retain(|(other, _), _| *other != rank);
+        self.rows.retain(|row| row.rank != Some(rank));
+        if self.rows.is_empty() {
+            self.rows.push(RowModel::default());
+        }
     }
 }

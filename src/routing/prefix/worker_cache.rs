@@ -1,15 +1,17 @@
-//! A worker's prefix index together with the engine blocks that correct it.
+//! What one memory tier of an engine holds: its engine blocks, and by them blocks of ours.
 //!
-//! What `engine_blocks` knows of one record, this applies to whole reports.
+//! What `engine_blocks` knows of one record, this applies to whole reports, and to what the tier's
+//! holder has in the [`Index`].
 
 use std::num::NonZeroUsize;
 
 use super::super::block::{BlockHash, BlockHasher, Root};
+use super::super::index::Holder;
+use super::Index;
 use super::engine_blocks::{
     EngineBlockId, EngineBlocks, EngineStats, Record, RecordId, Rejection, RemovedOutcome,
     StoredOutcome,
 };
-use super::{Bounds, Inserted, PrefixIndex, Stats};
 
 /// What one cache knows of an engine block, for another cache of the same engine to record it.
 pub(super) struct Known {
@@ -56,25 +58,41 @@ impl Run {
     }
 }
 
-/// A worker's prefix index and the engine blocks that correct it.
+/// The engine blocks of one tier.
 #[derive(Clone, Debug)]
 pub struct WorkerCache {
-    pub(super) index: PrefixIndex,
     pub(super) engine_blocks: EngineBlocks,
+}
+
+/// An index and who holds in it here.
+pub struct Tree<'a> {
+    /// The index.
+    pub index: &'a mut Index,
+    /// Who holds.
+    pub holder: Holder,
+}
+
+impl Tree<'_> {
+    /// These blocks are held, the first behind `above` at `depth`; returns how many were not.
+    fn hold(&mut self, above: Option<BlockHash>, depth: u32, blocks: &[BlockHash]) -> usize {
+        self.index.hold(self.holder, above, depth, blocks).gained
+    }
+
+    fn release(&mut self, block: BlockHash) -> bool {
+        self.index.release(self.holder, &[block]) > 0
+    }
 }
 
 impl WorkerCache {
     /// Empty; `engine_bytes_max` bounds the heap bytes of engine block records.
-    pub fn new(bounds: Bounds, engine_bytes_max: usize) -> Self {
-        let engine_blocks = EngineBlocks::new(engine_bytes_max);
-        Self { index: PrefixIndex::new(bounds), engine_blocks }
+    pub fn new(engine_bytes_max: usize) -> Self {
+        Self { engine_blocks: EngineBlocks::new(engine_bytes_max) }
     }
 
-    /// Changes the bounds; returns how many blocks of ours were trimmed. Records over the new
-    /// bound stay until the engine removes them, but no more are taken.
-    pub fn set_bounds(&mut self, bounds: Bounds, engine_bytes_max: usize) -> usize {
+    /// Changes the bound. Records over it stay until the engine removes them, but no more are
+    /// taken.
+    pub fn set_bytes_max(&mut self, engine_bytes_max: usize) {
         self.engine_blocks.bytes_max = engine_bytes_max;
-        self.index.set_bounds(bounds)
     }
 
     /// The engine stored a chain of blocks (id, text), behind `parent` or else from `root` on.
@@ -83,19 +101,11 @@ impl WorkerCache {
     /// or place than before replaces what it stood for, in all copies: its removal was lost. The
     /// first block rejected rejects all behind it. `block_bytes` is the size of our blocks; a
     /// parent that was stored with another size counts as unknown.
+    ///
+    /// Tells `gone` the blocks of ours that a replaced id stood for.
     pub fn stored<'a>(
         &mut self,
-        root: Root,
-        parent: Option<EngineBlockId>,
-        blocks: impl Iterator<Item = (EngineBlockId, &'a [u8])>,
-        block_bytes: NonZeroUsize,
-    ) -> StoredOutcome {
-        self.stored_and(root, parent, blocks, block_bytes, |_| ())
-    }
-
-    /// As [`stored`](Self::stored); tells `gone` the blocks of ours that a replaced id stood for.
-    pub(super) fn stored_and<'a>(
-        &mut self,
+        tree: &mut Tree<'_>,
         root: Root,
         mut parent: Option<EngineBlockId>,
         mut blocks: impl Iterator<Item = (EngineBlockId, &'a [u8])>,
@@ -119,8 +129,8 @@ impl WorkerCache {
             let completes = !record.completed.is_empty();
             let mut known = self.engine_blocks.find(id);
             if let Some(at) = known.filter(|&at| !self.engine_blocks[at].agrees(&record)) {
-                self.insert_run(&mut run, complete, &mut outcome);
-                self.forget(at, &mut gone);
+                Self::insert_run(tree, &mut run, complete, &mut outcome);
+                self.forget(tree, at, &mut gone);
                 known = None;
             }
             if let Some(at) = known {
@@ -128,7 +138,7 @@ impl WorkerCache {
                     revived.push(id);
                 }
             } else if self.engine_blocks.add(record).is_none() {
-                self.insert_run(&mut run, complete, &mut outcome);
+                Self::insert_run(tree, &mut run, complete, &mut outcome);
                 run.inserted = run.hasher.blocks().len();
                 outcome.reject(Rejection::Full, 1 + blocks.count());
                 break;
@@ -137,28 +147,24 @@ impl WorkerCache {
             let above = parent.and_then(|parent| self.engine_blocks.find(parent));
             let covered = above.is_some_and(|above| self.engine_blocks.tail_is_covered(above));
             if joined && completes && !covered {
-                self.insert_run(&mut run, complete, &mut outcome);
+                Self::insert_run(tree, &mut run, complete, &mut outcome);
                 run.inserted = complete + 1;
             }
             parent = Some(id);
         }
         let complete = run.hasher.blocks().len();
-        self.insert_run(&mut run, complete, &mut outcome);
+        Self::insert_run(tree, &mut run, complete, &mut outcome);
         for id in revived {
-            self.restore_joints(id, &mut outcome);
+            self.restore_joints(tree, id, &mut outcome);
         }
         outcome
     }
 
-    /// The engine removed one copy of each of these blocks.
-    pub fn removed(&mut self, ids: &[EngineBlockId]) -> RemovedOutcome {
-        self.removed_and(ids, |_| ())
-    }
-
-    /// As [`removed`](Self::removed); tells `gone` every block of ours that this leaves uncovered,
-    /// trimmed ones included.
-    pub(super) fn removed_and(
+    /// The engine removed one copy of each of these blocks. Tells `gone` every block of ours that
+    /// this leaves uncovered, trimmed ones included.
+    pub fn removed(
         &mut self,
+        tree: &mut Tree<'_>,
         ids: &[EngineBlockId],
         mut gone: impl FnMut(BlockHash),
     ) -> RemovedOutcome {
@@ -170,7 +176,7 @@ impl WorkerCache {
             };
             outcome.known += 1;
             let copies = self.engine_blocks[at].copies - 1;
-            outcome.removed_blocks += self.set_copies_at(at, copies, &mut gone);
+            outcome.removed_blocks += self.set_copies_at(tree, at, copies, &mut gone);
         }
         outcome
     }
@@ -179,21 +185,22 @@ impl WorkerCache {
     /// removed.
     pub(super) fn set_copies(
         &mut self,
+        tree: &mut Tree<'_>,
         id: EngineBlockId,
         copies: u32,
         mut gone: impl FnMut(BlockHash),
     ) -> usize {
         let at = self.engine_blocks.find_held(id);
-        at.map_or(0, |at| self.set_copies_at(at, copies, &mut gone))
+        at.map_or(0, |at| self.set_copies_at(tree, at, copies, &mut gone))
     }
 
     /// What is known of an engine block, held or kept for others; none where the block of ours
     /// before it has to be known too and is not.
-    pub(super) fn known(&self, id: EngineBlockId) -> Option<Known> {
+    pub(super) fn known(&self, index: &Index, id: EngineBlockId) -> Option<Known> {
         let record = self.engine_blocks[self.engine_blocks.find(id)?].clone();
         let above = match record.completed.first() {
             Some(&first) if record.depth as usize > record.completed.len() => {
-                Some(self.index.block_before(first)?)
+                Some(index.block_before(first)??)
             }
             _ => None,
         };
@@ -203,6 +210,7 @@ impl WorkerCache {
     /// The engine stored a block here too that another of its caches knows.
     pub(super) fn stored_known(
         &mut self,
+        tree: &mut Tree<'_>,
         known: Known,
         outcome: &mut StoredOutcome,
         mut gone: impl FnMut(BlockHash),
@@ -214,7 +222,7 @@ impl WorkerCache {
         let mut record = Record { parent, copies: 1, first_child, next, previous, ..record };
         let mut at = self.engine_blocks.find(id);
         if let Some(other) = at.filter(|&at| !self.engine_blocks[at].agrees(&record)) {
-            self.forget(other, &mut gone);
+            self.forget(tree, other, &mut gone);
             // With it may have gone a parent that was kept for it.
             record.parent = parent.filter(|&parent| self.engine_blocks.find(parent).is_some());
             at = None;
@@ -237,9 +245,9 @@ impl WorkerCache {
                 if record.joined && !covered { (Some(joint), 1) } else { (above, 0) };
             let blocks = &record.completed[from..];
             let depth = record.depth - blocks.len() as u32;
-            outcome.add(self.index.insert_behind(above, depth, blocks));
+            outcome.new_blocks += tree.hold(above, depth, blocks);
         }
-        self.restore_joints(id, outcome);
+        self.restore_joints(tree, id, outcome);
     }
 
     /// The engine blocks held, each with its copies.
@@ -247,39 +255,21 @@ impl WorkerCache {
         self.engine_blocks.copies()
     }
 
-    pub(super) const fn index(&self) -> &PrefixIndex {
-        &self.index
+    /// The engine dropped its whole cache: forgets the records, and returns them, as freeing them
+    /// takes long. What is held in the index is its holder's, to be dropped by whoever has that.
+    pub fn cleared(&mut self) -> EngineBlocks {
+        let none = EngineBlocks::new(self.engine_blocks.bytes_max);
+        std::mem::replace(&mut self.engine_blocks, none)
     }
 
-    /// The engine dropped its whole cache.
-    pub fn cleared(&mut self) {
-        self.index.clear();
-        self.engine_blocks = EngineBlocks::new(self.engine_blocks.bytes_max);
+    /// Makes room for so many more engine blocks, as far as the bound allows.
+    pub(super) fn prepare(&mut self, more: usize) {
+        self.engine_blocks.prepare(more);
     }
 
-    /// See [`PrefixIndex::insert`].
-    pub fn insert(&mut self, blocks: &[BlockHash]) -> Inserted {
-        self.index.insert(blocks)
-    }
-
-    /// See [`PrefixIndex::matched_blocks`].
-    pub fn matched_blocks(&self, blocks: &[BlockHash]) -> usize {
-        self.index.matched_blocks(blocks)
-    }
-
-    /// See [`PrefixIndex::touch`].
-    pub fn touch(&mut self, blocks: &[BlockHash]) -> usize {
-        self.index.touch(blocks)
-    }
-
-    /// See [`PrefixIndex::retract`].
-    pub fn retract(&mut self, blocks: &[BlockHash], keep: usize) -> usize {
-        self.index.retract(blocks, keep)
-    }
-
-    /// See [`PrefixIndex::stats`].
-    pub fn stats(&self) -> Stats {
-        self.index.stats()
+    /// Gives back memory that is not in use any more.
+    pub(super) fn shrink_when_sparse(&mut self) {
+        self.engine_blocks.shrink_when_sparse();
     }
 
     /// Sizes of the engine block records, in O(1).
@@ -287,9 +277,8 @@ impl WorkerCache {
         self.engine_blocks.stats()
     }
 
-    /// Asserts every invariant of both parts.
+    /// Asserts every invariant.
     pub fn check(&self) {
-        self.index.check();
         self.engine_blocks.check();
     }
 
@@ -314,26 +303,25 @@ impl WorkerCache {
     }
 
     /// Inserts the blocks of a run up to its block `end`, but for those inserted or left out.
-    fn insert_run(&mut self, run: &mut Run, end: usize, outcome: &mut StoredOutcome) {
+    fn insert_run(tree: &mut Tree<'_>, run: &mut Run, end: usize, outcome: &mut StoredOutcome) {
         let from = run.inserted;
         if from < end {
             let blocks = run.hasher.blocks();
             let above = if from > 0 { Some(blocks[from - 1]) } else { run.above };
             let depth = run.depth + from as u32;
-            outcome.add(self.index.insert_behind(above, depth, &blocks[from..end]));
+            outcome.new_blocks += tree.hold(above, depth, &blocks[from..end]);
             run.inserted = end;
         }
     }
 
     /// Brings back the blocks of ours that an engine block just stored again was missing under.
-    fn restore_joints(&mut self, id: EngineBlockId, outcome: &mut StoredOutcome) {
+    fn restore_joints(&self, tree: &mut Tree<'_>, id: EngineBlockId, outcome: &mut StoredOutcome) {
         let Some(at) = self.engine_blocks.find_held(id) else { return };
         if self.engine_blocks.tail_is_covered(at) {
             let record = &self.engine_blocks[at];
             for (_, joint, covered) in self.engine_blocks.joints_after(at) {
                 if covered {
-                    let inserted = self.index.insert_behind(record.above(), record.depth, &[joint]);
-                    outcome.add(inserted);
+                    outcome.new_blocks += tree.hold(record.above(), record.depth, &[joint]);
                 }
             }
         }
@@ -341,6 +329,7 @@ impl WorkerCache {
 
     fn set_copies_at(
         &mut self,
+        tree: &mut Tree<'_>,
         at: RecordId,
         copies: u32,
         gone: &mut impl FnMut(BlockHash),
@@ -349,25 +338,30 @@ impl WorkerCache {
         if copies > 0 {
             return 0;
         }
-        let removed = self.remove_covered(at, gone);
+        let removed = self.remove_covered(tree, at, gone);
         self.engine_blocks.free(at);
         removed
     }
 
     /// Counts an engine block as gone and removes every block of ours that it lies under.
-    fn remove_covered(&mut self, at: RecordId, gone: &mut impl FnMut(BlockHash)) -> usize {
+    fn remove_covered(
+        &mut self,
+        tree: &mut Tree<'_>,
+        at: RecordId,
+        gone: &mut impl FnMut(BlockHash),
+    ) -> usize {
         self.engine_blocks.held -= 1;
         let joints = self.engine_blocks.joints_after(at).into_iter();
         let joints = joints.filter(|(by, ..)| by.copies > 0).map(|(_, joint, _)| joint);
         let completed = self.engine_blocks[at].completed.iter().rev().copied();
         let blocks = joints.chain(completed).inspect(|&block| gone(block));
-        blocks.filter(|&block| self.index.remove(block)).count()
+        blocks.filter(|&block| tree.release(block)).count()
     }
 
     /// Drops an engine block in all copies.
-    fn forget(&mut self, at: RecordId, gone: &mut impl FnMut(BlockHash)) {
+    fn forget(&mut self, tree: &mut Tree<'_>, at: RecordId, gone: &mut impl FnMut(BlockHash)) {
         if std::mem::take(&mut self.engine_blocks[at].copies) > 0 {
-            self.remove_covered(at, gone);
+            self.remove_covered(tree, at, gone);
         }
         self.engine_blocks.orphan_children(at);
         self.engine_blocks.free(at);

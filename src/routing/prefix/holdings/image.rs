@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::super::super::before;
+use super::super::super::index::{Holder, ImageCursor};
 use super::super::image::{CacheImage, IndexImage};
-use super::super::{Bounds, PrefixIndex, WorkerCache};
+use super::super::{Index, WorkerCache, layer};
 use super::presumed::Age;
-use super::{Holdings, HoldingsParams, Presumed, RANKS_MAX, Rank, Tier};
+use super::{Holdings, HoldingsParams, Presumed, Tier};
 
 /// What one memory tier of one rank holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,66 +47,141 @@ impl HoldingsImage {
     }
 }
 
-impl Holdings {
-    /// What is held. A copy of all blocks and records into a few vectors: see [`IndexImage`].
-    pub fn image(&self, now: Instant) -> HoldingsImage {
-        let tiers = self.ranks.iter().flat_map(|rank| {
-            let tiers = Tier::ALL.into_iter().zip(&rank.tiers);
-            tiers.filter_map(|(tier, cache)| {
-                let cache = cache.as_ref()?.image();
-                Some(TierImage { rank: rank.number, tier, cache })
-            })
-        });
-        HoldingsImage {
-            caches: tiers.collect(),
-            young: self.presumed[Age::Young].image(),
-            old: self.presumed[Age::Old].image(),
-            young_for: self.presumed.age(now),
-            confirming: self.presumed.confirming(),
+/// Which of the images blocks belong to.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Cache(usize),
+    Young,
+    Old,
+    Unconfirmed,
+}
+
+/// What a worker holds, on its way into images.
+#[derive(Debug)]
+pub struct Telling {
+    image: HoldingsImage,
+    unconfirmed: IndexImage,
+    /// The next last.
+    todo: Vec<(Part, Holder)>,
+    /// How far the next has been told, if it was begun.
+    cursor: Option<ImageCursor>,
+}
+
+impl Telling {
+    /// Tells about `blocks` more blocks; whether there is more. What changes in the index between two
+    /// parts may be told or not; all else is told once.
+    pub fn part(&mut self, index: &mut Index, blocks: usize) -> bool {
+        let Some(&(part, holder)) = self.todo.last() else { return false };
+        let image = match part {
+            Part::Cache(at) => &mut self.image.caches[at].cache.index,
+            Part::Young => &mut self.image.young,
+            Part::Old => &mut self.image.old,
+            Part::Unconfirmed => &mut self.unconfirmed,
+        };
+        let cursor = self.cursor.get_or_insert_with(|| index.begin_image(holder));
+        if !image.tell_part(index, cursor, blocks) {
+            self.todo.pop();
+            self.cursor = None;
         }
+        !self.todo.is_empty()
     }
 
-    /// Holds again what an image tells of that was taken `away` ago, within the bounds of `params`.
-    /// Of several caches of one rank and tier the first counts; ranks beyond [`RANKS_MAX`] are left
+    /// What was told: what is held, and what reports cannot confirm of it.
+    pub fn finish(self) -> (HoldingsImage, IndexImage) {
+        (self.image, self.unconfirmed)
+    }
+}
+
+impl Holdings {
+    /// Begins to tell what is held: the records of engine blocks at once, blocks part by part, so
+    /// that the index need not be kept from others for long. O(records).
+    pub fn begin_image(&self, now: Instant) -> Telling {
+        let mut telling = Telling {
+            image: HoldingsImage {
+                young_for: self.presumed.age(now),
+                confirming: self.presumed.confirming(),
+                ..HoldingsImage::default()
+            },
+            unconfirmed: IndexImage::default(),
+            todo: Vec::new(),
+            cursor: None,
+        };
+        for rank in &self.ranks {
+            for (tier, cache) in rank.caches() {
+                let part = Part::Cache(telling.image.caches.len());
+                telling.todo.push((part, rank.holder(tier)));
+                let cache = CacheImage { index: IndexImage::default(), records: cache.image() };
+                telling.image.caches.push(TierImage { rank: rank.number, tier, cache });
+            }
+        }
+        // What all rows are told of, the one that has been there longest knows.
+        if let Some(&row) = self.rows().first() {
+            for (part, layer) in [
+                (Part::Young, self.presumed.layer(Age::Young)),
+                (Part::Old, self.presumed.layer(Age::Old)),
+                (Part::Unconfirmed, layer::UNCONFIRMED),
+            ] {
+                telling.todo.push((part, Holder { row, layer }));
+            }
+        }
+        telling
+    }
+
+    /// What is held, and what reports cannot confirm of it, all at once.
+    pub fn image(&self, index: &mut Index, now: Instant) -> (HoldingsImage, IndexImage) {
+        let mut telling = self.begin_image(now);
+        while telling.part(index, usize::MAX) {}
+        telling.finish()
+    }
+
+    /// Holds again what images tell of that were taken `away` ago, within the bounds of `params`.
+    /// Of several caches of one rank and tier the first counts; ranks beyond [`RANKS_MAX`](super::RANKS_MAX) are left
     /// out.
     pub fn restore(
         params: HoldingsParams,
-        image: &HoldingsImage,
+        index: &mut Index,
+        (image, unconfirmed): (&HoldingsImage, &IndexImage),
         away: Duration,
         now: Instant,
     ) -> Self {
-        let mut holdings = Self::new(params, now);
-        // Trimmed to what each may take once all are there.
-        let bounds = Bounds { blocks_max: usize::MAX, bytes_max: params.bytes_max };
-        let presumed = |image| {
-            let blocks_max = params.blocks_max;
-            PrefixIndex::restore(Bounds { blocks_max, ..bounds }, image)
-        };
+        let mut holdings = Self::new(params, index, now);
         let since = before(now, image.young_for.saturating_add(away));
-        holdings.presumed =
-            Presumed::of(presumed(&image.young), presumed(&image.old), since, image.confirming);
+        holdings.presumed = Presumed::new(since, image.confirming);
+        // Records cannot be trimmed later, so the fastest tier comes first; but ranks stay in order.
         for told in &image.caches {
             let known = holdings.ranks.iter().any(|rank| rank.number == told.rank);
-            if !known && holdings.ranks.len() < RANKS_MAX {
-                holdings.ranks.push(Rank { number: told.rank, tiers: Default::default() });
+            if !known && holdings.add_cache(index, told.rank, told.tier).is_ok() {
+                let rank = holdings.ranks.last_mut().expect("it was added");
+                rank.tiers = Default::default();
             }
         }
-        // Records cannot be trimmed later, so the fastest tier comes first.
         for tier in Tier::ALL {
             for told in image.caches.iter().filter(|told| told.tier == tier) {
-                let number = told.rank;
-                let at = holdings.ranks.iter().position(|rank| rank.number == number);
-                let Some(at) = at.filter(|&at| holdings.ranks[at].tiers[tier as usize].is_none())
-                else {
-                    continue;
-                };
-                let none = WorkerCache::new(bounds, 0);
-                let engine_bytes_max = holdings.engine_bytes_max_of(tier, &none);
-                let cache = WorkerCache::restore(bounds, engine_bytes_max, &told.cache);
-                holdings.ranks[at].tiers[tier as usize] = Some(Box::new(cache));
+                holdings.restore_cache(index, told);
             }
         }
-        holdings.rebound();
+        for row in holdings.rows() {
+            let young = Holder { row, layer: holdings.presumed.layer(Age::Young) };
+            image.young.restore(index, young);
+            image.old.restore(index, Holder { row, layer: holdings.presumed.layer(Age::Old) });
+            unconfirmed.restore(index, Holder { row, layer: layer::UNCONFIRMED });
+        }
+        while holdings.settle(index, 1 << 20) {}
         holdings
+    }
+
+    fn restore_cache(&mut self, index: &mut Index, told: &TierImage) {
+        let number = told.rank;
+        let Some(at) = self.ranks.iter().position(|rank| rank.number == number) else { return };
+        if self.ranks[at].tiers[told.tier as usize].is_some() {
+            return;
+        }
+        let bytes_max = self.engine_bytes_max_of(told.tier, &WorkerCache::new(0));
+        let holder = self.ranks[at].holder(told.tier);
+        told.cache.index.restore(index, holder);
+        let cache = WorkerCache::restore(bytes_max, &told.cache.records, |block| {
+            index.release(holder, &[block]);
+        });
+        self.ranks[at].tiers[told.tier as usize] = Some(Box::new(cache));
     }
 }

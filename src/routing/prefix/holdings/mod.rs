@@ -1,38 +1,41 @@
 //! What one worker holds, as far as we know: in which memory, and on whose word.
 //!
 //! *Confirmed* is what the engine's own events say. One URL may hide several engines (data-parallel
-//! ranks), each with its own caches and its own ids, so every rank has a [`WorkerCache`] per memory
-//! tier. *Presumed* is what we sent there and nobody has confirmed yet (`presumed`): all there is
-//! to go by without events, and what keeps a burst together until they come with them. We do not
-//! choose the rank, so presumptions belong to none.
+//! ranks), each with its own caches and its own ids, so every rank has a row of the shared [`Index`]
+//! with a layer for each memory tier, and a [`WorkerCache`] of engine blocks for each. *Presumed* is
+//! what we sent there and nobody has confirmed yet (`presumed`): all there is to go by without
+//! events, and what keeps a burst together until they come with them. We do not choose the rank, so
+//! every rank of a worker is presumed to hold it. *Unconfirmed* is what we sent there and its
+//! reports cannot speak of: text prompts of a worker that reports tokens, say.
 //!
-//! `budget` divides the memory, `stats` says what is in it, `image` tells it to others.
+//! Whatever changes is changed in the index that comes as an argument; it must be the same one
+//! always. `stats` says what is there, `image` tells it to others.
 
-mod budget;
+mod believe;
 mod image;
 mod presumed;
+mod reports;
 mod stats;
 
 #[cfg(test)]
 mod tests;
 
-use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use super::super::block::{BlockHash, Root};
-use super::{
-    Bounds, Digest, EngineBlockId, Inserted, PrefixIndex, Rejection, RemovedOutcome, StoredOutcome,
-    WorkerCache, bucket_of, mix_id,
-};
-pub use image::{HoldingsImage, TierImage};
+use smallvec::SmallVec;
+
+use super::super::block::BlockHash;
+use super::super::index::{Holder, Layers};
+use super::{EngineBlocks, Index, WorkerCache, layer};
+pub use image::{HoldingsImage, Telling, TierImage};
 use presumed::{Age, Presumed};
 pub use stats::{HoldingsStats, TierStats};
 
 /// Ranks of one worker that are kept apart; what further ones report is rejected.
 pub const RANKS_MAX: usize = 64;
 
-/// Changes from tree to tree while a match is followed; past that it is taken to end.
-const TURNS_MAX: usize = 64;
+/// Blocks trimmed beyond those added, at most, where a bound is exceeded.
+const TRIMMED_MORE: usize = 64;
 
 /// Where a worker keeps a block, the fastest first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,15 +52,32 @@ pub enum Tier {
 impl Tier {
     /// All tiers, the fastest first.
     pub const ALL: [Self; 3] = [Self::Gpu, Self::Cpu, Self::Storage];
+
+    /// Its layer of a row.
+    pub(super) const fn layer(self) -> u8 {
+        match self {
+            Self::Gpu => layer::GPU,
+            Self::Cpu => layer::CPU,
+            Self::Storage => layer::STORAGE,
+        }
+    }
+
+    /// The layers that say how far a rank gets with this tier and those above it.
+    pub const fn reach(self) -> Layers {
+        match self {
+            Self::Gpu => Layers(layer::BELIEVED),
+            Self::Cpu => Layers(layer::BELIEVED | 1 << layer::CPU),
+            Self::Storage => Layers(layer::BELIEVED | 1 << layer::CPU | 1 << layer::STORAGE),
+        }
+    }
 }
 
 /// What a worker's holdings may grow to, and how long a presumption stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HoldingsParams {
-    /// Blocks presumed: an estimate of the worker's capacity.
+    /// Blocks presumed, and blocks that reports cannot confirm: an estimate of the worker's
+    /// capacity.
     pub blocks_max: usize,
-    /// Heap bytes of all trees.
-    pub bytes_max: usize,
     /// Heap bytes of all records of engine blocks.
     pub engine_bytes_max: usize,
     /// How long a presumption stands at least while events could have confirmed it.
@@ -83,354 +103,202 @@ pub struct Matched {
 #[derive(Clone, Debug)]
 struct Rank {
     number: u32,
+    row: u32,
     /// By [`Tier`]; none before the first report.
     tiers: [Option<Box<WorkerCache>>; Tier::ALL.len()],
+}
+
+impl Rank {
+    fn caches(&self) -> impl Iterator<Item = (Tier, &WorkerCache)> {
+        let tiers = Tier::ALL.into_iter().zip(&self.tiers);
+        tiers.filter_map(|(tier, cache)| Some((tier, &**cache.as_ref()?)))
+    }
+
+    const fn holder(&self, tier: Tier) -> Holder {
+        Holder { row: self.row, layer: tier.layer() }
+    }
 }
 
 /// What we believe one worker holds.
 #[derive(Clone, Debug)]
 pub struct Holdings {
     params: HoldingsParams,
+    /// Whose rows it has in the index.
+    owner: u32,
     ranks: Vec<Rank>,
+    /// The row in use while no rank is known; none where the index has no more.
+    spare: Option<u32>,
     presumed: Presumed,
-    /// The totals of caches that were dropped.
-    dropped: HoldingsStats,
 }
 
+type Rows = SmallVec<[u32; 4]>;
+
+/// Records of engine blocks that are not needed any more.
+#[derive(Debug, Default)]
+#[must_use = "is to be dropped when nobody waits"]
+pub struct Forgotten(#[expect(dead_code, reason = "only freed")] Vec<EngineBlocks>);
+
 impl Holdings {
-    /// Nothing held, events not trusted.
-    pub fn new(params: HoldingsParams, now: Instant) -> Self {
-        let dropped = HoldingsStats::default();
-        Self { params, ranks: Vec::new(), presumed: Presumed::new(now), dropped }
+    /// Nothing held, events not trusted. Takes a row of `index`, which [`leave`](Self::leave) gives
+    /// back.
+    pub fn new(params: HoldingsParams, index: &mut Index, now: Instant) -> Self {
+        let owner = index.add_owner();
+        let (spare, presumed) = (index.add_row(owner), Presumed::new(now, false));
+        Self { params, owner, ranks: Vec::new(), spare, presumed }
     }
 
-    /// Changes the parameters; returns how many blocks were trimmed. Records over their new bound
-    /// stay until the engine removes them, but no more are taken.
-    pub fn set_params(&mut self, params: HoldingsParams) -> usize {
+    /// Gives all rows back; nothing may be asked of it after that.
+    pub fn leave(&mut self, index: &mut Index) {
+        index.drop_owner(self.owner);
+    }
+
+    /// Whose rows it has in the index; see [`Index::by_owner`](super::super::index::SharedIndex::by_owner).
+    pub const fn owner(&self) -> u32 {
+        self.owner
+    }
+
+    /// Changes the parameters. What is over the new bounds goes by [`settle`](Self::settle).
+    pub fn set_params(&mut self, params: HoldingsParams) {
         self.params = params;
-        let trimmed_total = self.stats().trimmed_total;
-        self.rebound();
-        (self.stats().trimmed_total - trimmed_total) as usize
+    }
+
+    /// Trims presumptions to their bounds, at most `blocks` blocks; whether there may be more.
+    pub fn settle(&mut self, index: &mut Index, blocks: usize) -> bool {
+        let mut left = blocks;
+        for (holder, over) in self.excess(index) {
+            let held = index.blocks_of(holder);
+            left -= index.trim(holder, held - over.min(left) as u64);
+        }
+        left == 0
+    }
+
+    /// Whether [`settle`](Self::settle) has anything to do.
+    pub fn is_over(&self, index: &Index) -> bool {
+        !self.excess(index).is_empty()
+    }
+
+    /// By how many blocks who is over its bound.
+    fn excess(&self, index: &Index) -> SmallVec<[(Holder, usize); 4]> {
+        let rows = self.rows();
+        let young_max = self.params.blocks_max;
+        // Both generations share the bound, and the older makes room.
+        let young = self.presumed.blocks_of(index, &rows, Age::Young).min(young_max);
+        let bounds = [
+            (self.presumed.layer(Age::Young), young_max),
+            (self.presumed.layer(Age::Old), young_max - young),
+            (layer::UNCONFIRMED, young_max),
+        ];
+        let holders = rows
+            .into_iter()
+            .flat_map(|row| bounds.map(|(layer, blocks_max)| (Holder { row, layer }, blocks_max)));
+        let over = |(holder, blocks_max): (Holder, usize)| {
+            let over = (index.blocks_of(holder) as usize).saturating_sub(blocks_max);
+            (over > 0).then_some((holder, over))
+        };
+        holders.filter_map(over).collect()
     }
 
     /// How much of a prompt is held. Changes nothing, recency included, and allocates nothing.
     ///
-    /// A rank's leading blocks are followed through its trees and the presumed ones together, so
-    /// neither a part that only the CPU tier holds nor a hole that another tree fills ends a match.
-    /// One walk per tree, and a look-up per tree at every place where the match changes trees (at
-    /// most `TURNS_MAX`).
-    pub fn matched(&self, blocks: &[BlockHash]) -> Matched {
-        let young = Some(&self.presumed[Age::Young]);
-        let old = Some(&self.presumed[Age::Old]);
-        let presumed = follow(&[young, old], blocks, 0);
-        let (mut reach, mut confirmed) = ([presumed; Tier::ALL.len()], 0);
-        for rank in &self.ranks {
-            let [gpu, cpu, storage] = rank.tiers.each_ref().map(|t| t.as_ref().map(|t| t.index()));
-            let own = gpu.map_or(0, |gpu| gpu.matched_blocks(blocks));
-            confirmed = confirmed.max(own);
-            let mut at = own.max(presumed);
-            let trees = [young, old, gpu, cpu, storage];
-            for tier in Tier::ALL {
-                // An absent tier reaches no farther than the one before.
-                if tier == Tier::Gpu || rank.tiers[tier as usize].is_some() {
-                    at = follow(&trees[..3 + tier as usize], blocks, at);
-                }
-                reach[tier as usize] = reach[tier as usize].max(at);
-            }
-        }
-        let [gpu, cpu, storage] = reach;
+    /// A rank's leading blocks are followed through its layers and the presumed ones together, so
+    /// neither a part that only the CPU tier holds nor a hole that another layer fills ends a match.
+    pub fn matched(&self, index: &Index, blocks: &[BlockHash]) -> Matched {
+        let rows = self.rows();
+        let farthest = |layers| {
+            let reach = rows.iter().map(|&row| index.matched(row, layers, blocks));
+            reach.max().unwrap_or(0)
+        };
+        let [gpu, cpu, storage] = Tier::ALL.map(|tier| farthest(tier.reach()));
+        let confirmed = farthest(Layers(1 << layer::GPU));
         Matched { gpu, cpu: cpu - gpu, storage: storage - cpu, confirmed }
     }
 
-    /// A prompt is sent there: what it has of it is just used, and the rest it will have.
-    ///
-    /// While events are trusted, what one rank confirmed from end to end needs no presumption.
-    pub fn presume(&mut self, blocks: &[BlockHash], now: Instant) -> Inserted {
-        self.expire(now);
-        let mut confirmed = 0;
-        for rank in &mut self.ranks {
-            for cache in rank.tiers.iter_mut().flatten() {
-                cache.touch(blocks);
-            }
-            let gpu = rank.tiers[Tier::Gpu as usize].as_mut();
-            confirmed = confirmed.max(gpu.map_or(0, |gpu| gpu.touch(blocks)));
-        }
-        if self.presumed.confirming() && confirmed == blocks.len() {
-            return Inserted::default();
-        }
-        let trimmed_total = self.presumed_trimmed_total();
-        let inserted = self.generation(Age::Young).insert(blocks);
-        // Both generations share the bound on blocks, and the older makes room.
-        self.generation(Age::Old);
-        let trimmed_blocks = (self.presumed_trimmed_total() - trimmed_total) as usize;
-        Inserted { trimmed_blocks, ..inserted }
+    /// As [`matched`](Self::matched), where what reports cannot confirm counts too.
+    pub fn matched_unconfirmed(&self, index: &Index, blocks: &[BlockHash]) -> Matched {
+        let held = self.matched(index, blocks);
+        let layers = Layers(1 << layer::UNCONFIRMED);
+        let apart = self.rows().iter().map(|&row| index.matched(row, layers, blocks)).max();
+        Matched { gpu: held.gpu.max(apart.unwrap_or(0)), ..held }
     }
 
-    /// It was not sent after all: takes the presumption of `blocks[keep..]` back, from its end up
-    /// to what something else follows. What is confirmed stays. Returns by how many blocks
-    /// [`HoldingsStats::presumed_blocks`] sank.
-    pub fn retract(&mut self, blocks: &[BlockHash], keep: usize) -> usize {
-        Age::ALL.into_iter().map(|age| self.generation(age).retract(blocks, keep)).sum()
-    }
-
-    /// Marks what is held of a prompt as just used.
-    pub fn touch(&mut self, blocks: &[BlockHash]) {
-        for cache in self.ranks.iter_mut().flat_map(|rank| rank.tiers.iter_mut().flatten()) {
-            cache.touch(blocks);
-        }
-        for age in Age::ALL {
-            self.presumed[age].touch(blocks);
-        }
-    }
-
-    /// The engine has prefilled this prompt, says its answer: whatever it held of it before, it
-    /// held all of it then. Without events that is presumed again; events that are trusted already
-    /// said so, and may have said since that it is gone.
-    ///
-    /// That it held less than we believed only says that its cache is smaller or busier than we
-    /// believe. Which other blocks it lacks cannot be told from here at a price a request should
-    /// pay (a run does not know its children), so that is left to a lower
-    /// [`HoldingsParams::blocks_max`], which trims what is least recently used.
-    pub fn prefilled(&mut self, blocks: &[BlockHash], now: Instant) {
-        if self.presumed.confirming() {
-            self.touch(blocks);
-        } else {
-            self.presume(blocks, now);
-        }
-    }
-
-    /// Whether the engine's events tell the truth from now on. If so, what was presumed so far
-    /// expires unless confirmed; if not, nothing does any more.
-    pub fn set_confirming(&mut self, confirming: bool, now: Instant) {
-        if confirming != self.presumed.confirming() {
-            self.presumed.set_confirming(confirming, now);
-            self.rebound();
-        }
-    }
-
-    /// Drops presumptions that events should have confirmed by now; returns how many blocks. O(1)
-    /// but once per `presumed_ttl`; then it frees one generation, run by run.
-    pub fn expire(&mut self, now: Instant) -> usize {
-        self.presumed.expire(self.params.presumed_ttl, now)
-    }
-
-    /// A rank stored a chain of blocks in a tier: see [`WorkerCache::stored`].
-    pub fn stored<'a>(
-        &mut self,
-        rank: u32,
-        tier: Tier,
-        root: Root,
-        parent: Option<EngineBlockId>,
-        blocks: impl Iterator<Item = (EngineBlockId, &'a [u8])>,
-        block_bytes: NonZeroUsize,
-    ) -> StoredOutcome {
-        let rooted = parent.is_none() || self.cache(rank, tier).is_some();
-        let cache = if rooted { self.add_cache(rank, tier) } else { Err(Rejection::UnknownParent) };
-        let cache = match cache {
-            Ok(cache) => cache,
-            Err(reason) => {
-                let mut outcome = StoredOutcome::default();
-                outcome.reject(reason, blocks.count());
-                return outcome;
-            }
+    /// A rank dropped all its caches; presumptions go too. What is returned is only to be dropped,
+    /// when nobody waits: it takes long.
+    pub fn cleared(&mut self, index: &mut Index, rank: u32) -> Forgotten {
+        self.presumed.clear(index, &self.rows());
+        let Some(at) = self.ranks.iter().position(|other| other.number == rank) else {
+            return Forgotten::default();
         };
-        let mut gone = Vec::new();
-        let outcome = cache.stored_and(root, parent, blocks, block_bytes, |b| gone.push(b));
-        self.uncovered(tier, gone);
-        outcome
-    }
-
-    /// Whether all these blocks are known to some tier of a rank: what they stand for, if not where.
-    pub fn knows(&self, rank: u32, ids: &[EngineBlockId]) -> bool {
-        let caches = || Tier::ALL.into_iter().filter_map(|tier| self.cache(rank, tier));
-        ids.iter().all(|&id| caches().any(|cache| cache.known(id).is_some()))
-    }
-
-    /// A rank stored blocks in a tier that the report names by id alone. What they stand for is
-    /// taken from another tier of the rank; a block that none knows is rejected, the others are
-    /// not.
-    pub fn stored_known(&mut self, rank: u32, tier: Tier, ids: &[EngineBlockId]) -> StoredOutcome {
-        let mut outcome = StoredOutcome::default();
-        let mut gone = Vec::new();
-        for &id in ids {
-            let mut tiers = Tier::ALL.into_iter().filter_map(|tier| self.cache(rank, tier));
-            let known = tiers.find_map(|cache| cache.known(id));
-            let cache = known.and_then(|known| Some((known, self.add_cache(rank, tier).ok()?)));
-            match cache {
-                Some((known, cache)) => {
-                    cache.stored_known(known, &mut outcome, |block| gone.push(block));
-                }
-                None => {
-                    outcome.reject(Rejection::UnknownParent, outcome.rejected_engine_blocks + 1);
-                }
-            }
+        // A row is clean at once, a layer of it would have to be swept first.
+        if let Some(fresh) = index.add_row(self.owner) {
+            let rank = &mut self.ranks[at];
+            index.drop_row(std::mem::replace(&mut rank.row, fresh));
+            let caches = rank.tiers.iter_mut().flatten();
+            return Forgotten(caches.map(|cache| cache.cleared()).collect());
         }
-        self.uncovered(tier, gone);
-        outcome
-    }
-
-    /// A rank removed one copy of each of these blocks from a tier. What its GPU tier lost so is
-    /// not presumed any more either, unless another rank's has it.
-    pub fn removed(&mut self, rank: u32, tier: Tier, ids: &[EngineBlockId]) -> RemovedOutcome {
-        let Some(cache) = self.cache_mut(rank, tier) else {
-            return RemovedOutcome { unknown: ids.len(), ..RemovedOutcome::default() };
-        };
-        let mut gone = Vec::new();
-        let outcome = cache.removed_and(ids, |block| gone.push(block));
-        self.uncovered(tier, gone);
-        outcome
-    }
-
-    /// A rank dropped all its caches; presumptions go too.
-    pub fn cleared(&mut self, rank: u32) {
-        if let Some(rank) = self.ranks.iter_mut().find(|other| other.number == rank) {
-            rank.tiers.iter_mut().flatten().for_each(|cache| cache.cleared());
-        }
-        self.presumed.clear();
+        self.take_rank(index, at)
     }
 
     /// As [`cleared`](Self::cleared), for a rank that is heard of no more: makes room for another.
-    pub fn drop_rank(&mut self, rank: u32) {
-        self.cleared(rank);
-        for rank in self.ranks.extract_if(.., |other| other.number == rank) {
-            for cache in rank.tiers.iter().flatten() {
-                self.dropped.add_totals(cache.stats());
-            }
+    pub fn drop_rank(&mut self, index: &mut Index, rank: u32) -> Forgotten {
+        if let Some(at) = self.ranks.iter().position(|other| other.number == rank) {
+            return self.take_rank(index, at);
+        }
+        self.presumed.clear(index, &self.rows());
+        Forgotten::default()
+    }
+
+    fn take_rank(&mut self, index: &mut Index, at: usize) -> Forgotten {
+        let rank = self.ranks.remove(at);
+        index.drop_row(rank.row);
+        self.presumed.clear(index, &self.rows());
+        if self.ranks.is_empty() {
+            self.spare = index.add_row(self.owner);
+        }
+        Forgotten(rank.tiers.into_iter().flatten().map(|mut cache| cache.cleared()).collect())
+    }
+
+    /// Forgets all ranks, presumptions and what reports cannot confirm.
+    pub fn drop_all(&mut self, index: &mut Index) -> Forgotten {
+        for row in self.rows() {
+            index.drop_row(row);
+        }
+        self.spare = index.add_row(self.owner);
+        let tiers = self.ranks.drain(..).flat_map(|rank| rank.tiers.into_iter().flatten());
+        Forgotten(tiers.map(|mut cache| cache.cleared()).collect())
+    }
+
+    /// Gives back memory of records that is not in use any more.
+    pub fn shrink_when_sparse(&mut self) {
+        for rank in &mut self.ranks {
+            rank.tiers.iter_mut().flatten().for_each(|cache| cache.shrink_when_sparse());
         }
     }
 
-    /// Forgets all ranks and presumptions.
-    pub fn drop_all(&mut self) {
-        while let Some(rank) = self.ranks.last() {
-            self.drop_rank(rank.number);
+    /// Forgets what reports cannot confirm. Until the index is swept nothing of that kind is held.
+    pub fn drop_unconfirmed(&mut self, index: &mut Index) {
+        for row in self.rows() {
+            index.drop_holder(Holder { row, layer: layer::UNCONFIRMED });
         }
-        self.presumed.clear();
     }
 
-    /// Which engine blocks a rank's GPU tier holds, in short. O(records).
-    pub fn digest(&self, rank: u32, buckets: usize) -> Digest {
-        Digest::of(self.copies(rank), buckets)
-    }
-
-    /// The engine blocks, with their copies, that a rank's GPU tier holds in the buckets `wanted`.
-    pub fn copies_in(
-        &self,
-        rank: u32,
-        wanted: impl Fn(usize) -> bool,
-        buckets: usize,
-    ) -> Vec<(EngineBlockId, u32)> {
-        self.copies(rank).filter(|(id, _)| wanted(bucket_of(mix_id(id.0), buckets))).collect()
-    }
-
-    /// Corrects the copies of an engine block that a rank's GPU tier holds; zero removes it.
-    /// Returns how many blocks of ours that removed. A block not held stays so: its text is not
-    /// known here.
-    pub fn set_copies(&mut self, rank: u32, id: EngineBlockId, copies: u32) -> usize {
-        let Some(cache) = self.cache_mut(rank, Tier::Gpu) else { return 0 };
-        let mut gone = Vec::new();
-        let removed = cache.set_copies(id, copies, |block| gone.push(block));
-        self.uncovered(Tier::Gpu, gone);
-        removed
-    }
-
-    /// Sizes and totals, in O(trees).
-    pub fn stats(&self) -> HoldingsStats {
-        let mut stats = HoldingsStats { ranks: self.ranks.len(), ..self.dropped };
-        for age in Age::ALL {
-            stats.add_presumed(self.presumed[age].stats());
-        }
-        for (tier, cache) in self.caches() {
-            stats.add_cache(tier, cache);
-        }
-        stats
-    }
-
-    /// Asserts every invariant.
-    pub fn check(&self) {
-        for (_, cache) in self.caches() {
+    /// Asserts every invariant, but those of the index.
+    pub fn check(&self, index: &Index) {
+        let mut records = 0;
+        for (_, cache) in self.ranks.iter().flat_map(Rank::caches) {
             cache.check();
-        }
-        for age in Age::ALL {
-            self.presumed[age].check();
+            records += cache.engine_stats().bytes;
         }
         assert!(self.ranks.len() <= RANKS_MAX, "ranks");
-        let stats = self.stats();
+        assert!(self.ranks.is_empty() || self.spare.is_none(), "a spare row beside others");
+        let stats = self.stats(index);
+        assert_eq!(stats.engine_bytes(), records, "bytes of records");
         let gone = stats.trimmed_total + stats.removed_total;
-        assert_eq!(stats.inserted_total - gone, stats.blocks() as u64, "totals");
-        self.check_budget();
+        assert_eq!(stats.inserted_total - gone, stats.held_blocks, "totals");
+        let presumed = self.presumed.blocks(index, &self.rows());
+        assert!(presumed <= self.params.blocks_max, "block bound");
     }
 
-    fn caches(&self) -> impl Iterator<Item = (Tier, &WorkerCache)> {
-        self.ranks.iter().flat_map(|rank| {
-            let tiers = Tier::ALL.into_iter().zip(&rank.tiers);
-            tiers.filter_map(|(tier, cache)| Some((tier, &**cache.as_ref()?)))
-        })
+    fn rows(&self) -> Rows {
+        self.spare.into_iter().chain(self.ranks.iter().map(|rank| rank.row)).collect()
     }
-
-    fn cache(&self, rank: u32, tier: Tier) -> Option<&WorkerCache> {
-        let rank = self.ranks.iter().find(|other| other.number == rank)?;
-        rank.tiers[tier as usize].as_deref()
-    }
-
-    fn copies(&self, rank: u32) -> impl Iterator<Item = (EngineBlockId, u32)> {
-        self.cache(rank, Tier::Gpu).into_iter().flat_map(WorkerCache::copies)
-    }
-
-    /// The cache of a rank and tier, made if there is none yet.
-    fn add_cache(&mut self, number: u32, tier: Tier) -> Result<&mut WorkerCache, Rejection> {
-        if self.cache(number, tier).is_none() {
-            let known = self.ranks.iter().position(|other| other.number == number);
-            let at = known.unwrap_or(self.ranks.len());
-            if at == RANKS_MAX {
-                return Err(Rejection::TooManyRanks);
-            }
-            if known.is_none() {
-                self.ranks.push(Rank { number, tiers: Default::default() });
-            }
-            let none = Bounds { blocks_max: 0, bytes_max: 0 };
-            self.ranks[at].tiers[tier as usize] = Some(Box::new(WorkerCache::new(none, 0)));
-            self.rebound();
-        }
-        Ok(self.cache_mut(number, tier).expect("there is one now"))
-    }
-
-    /// Takes blocks that a rank's tier lost out of the presumptions, but for those that some rank
-    /// holds in its GPU tier.
-    fn uncovered(&mut self, tier: Tier, mut gone: Vec<BlockHash>) {
-        if tier != Tier::Gpu {
-            return;
-        }
-        gone.retain(|&block| {
-            let mut gpus = self.caches().filter(|(tier, _)| *tier == Tier::Gpu);
-            self.presumed.holds(block) && !gpus.any(|(_, cache)| cache.index().contains(block))
-        });
-        if gone.is_empty() {
-            return;
-        }
-        for age in Age::ALL {
-            let index = self.generation(age);
-            for &block in &gone {
-                index.remove(block);
-            }
-        }
-    }
-
-    fn presumed_trimmed_total(&self) -> u64 {
-        Age::ALL.map(|age| self.presumed[age].stats().trimmed_total).iter().sum()
-    }
-}
-
-/// How many leading blocks all `trees` together hold, of which `at` are known to be.
-fn follow(trees: &[Option<&PrefixIndex>], blocks: &[BlockHash], mut at: usize) -> usize {
-    let mut idle = 0;
-    for tree in trees.iter().cycle().take(trees.len() * TURNS_MAX) {
-        let held = tree.map_or(0, |tree| tree.held_from(blocks, at));
-        at += held;
-        // A tree that has just been followed goes no farther by itself.
-        idle = if held > 0 { 1 } else { idle + 1 };
-        if idle == trees.len() || at == blocks.len() {
-            break;
-        }
-    }
-    at
 }

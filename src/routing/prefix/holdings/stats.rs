@@ -1,15 +1,14 @@
 //! The sizes of what a worker is believed to hold.
 
-use super::super::{Stats, WorkerCache};
-use super::Tier;
+use super::super::super::index::Holder;
+use super::super::{Index, layer};
+use super::{Holdings, Tier};
 
 /// Sizes of one tier, over all ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TierStats {
     /// Blocks of ours that the engine confirmed, counted once per rank.
     pub blocks: usize,
-    /// Heap bytes of their trees.
-    pub bytes: usize,
     /// Engine blocks held, each counted once per rank.
     pub engine_blocks: usize,
     /// Records of engine blocks that are gone, kept for others.
@@ -23,21 +22,19 @@ pub struct TierStats {
 pub struct HoldingsStats {
     /// What the engine confirmed, by tier.
     pub tiers: [TierStats; Tier::ALL.len()],
-    /// Blocks presumed; one in both generations counts twice.
+    /// Blocks presumed; one in both generations counts twice, one in several ranks once.
     pub presumed_blocks: usize,
-    /// Heap bytes of the presumed trees.
-    pub presumed_bytes: usize,
+    /// Blocks that reports cannot confirm.
+    pub unconfirmed_blocks: usize,
+    /// Blocks held in the index, each counted as often as it is.
+    pub held_blocks: u64,
     /// Data-parallel ranks heard of.
     pub ranks: usize,
-    /// Runs without a branch or hole, in all trees.
-    pub nodes: usize,
-    /// Missing blocks with blocks held behind them, in all trees.
-    pub holes: usize,
-    /// Blocks added to any tree.
+    /// Blocks added, in all ranks, tiers and generations.
     pub inserted_total: u64,
-    /// Blocks cut from any tree to keep the bounds.
+    /// Blocks cut to keep a bound.
     pub trimmed_total: u64,
-    /// Blocks removed, retracted, expired or dropped from any tree.
+    /// Blocks removed, retracted, expired or dropped.
     pub removed_total: u64,
 }
 
@@ -47,48 +44,46 @@ impl HoldingsStats {
         self.tiers[tier as usize]
     }
 
-    /// Blocks in all trees.
+    /// Blocks of all kinds.
     pub fn blocks(&self) -> usize {
-        self.presumed_blocks + self.tiers.iter().map(|tier| tier.blocks).sum::<usize>()
-    }
-
-    /// Heap bytes of all trees.
-    pub fn bytes(&self) -> usize {
-        self.presumed_bytes + self.tiers.iter().map(|tier| tier.bytes).sum::<usize>()
+        let confirmed: usize = self.tiers.iter().map(|tier| tier.blocks).sum();
+        self.presumed_blocks + self.unconfirmed_blocks + confirmed
     }
 
     /// Heap bytes of all records.
     pub fn engine_bytes(&self) -> usize {
         self.tiers.iter().map(|tier| tier.engine_bytes).sum()
     }
+}
 
-    pub(super) fn add_presumed(&mut self, stats: Stats) {
-        self.presumed_blocks += stats.blocks;
-        self.presumed_bytes += stats.bytes;
-        self.add_tree(stats);
-    }
-
-    pub(super) fn add_cache(&mut self, tier: Tier, cache: &WorkerCache) {
-        let (stats, engine) = (cache.stats(), cache.engine_stats());
-        self.add_tree(stats);
-        let tier = &mut self.tiers[tier as usize];
-        tier.blocks += stats.blocks;
-        tier.bytes += stats.bytes;
-        tier.engine_blocks += engine.engine_blocks;
-        tier.gone_records += engine.gone_records;
-        tier.engine_bytes += engine.bytes;
-    }
-
-    /// What a tree leaves behind when it is dropped.
-    pub(super) fn add_totals(&mut self, stats: Stats) {
-        self.inserted_total += stats.inserted_total;
-        self.trimmed_total += stats.trimmed_total;
-        self.removed_total += stats.removed_total;
-    }
-
-    fn add_tree(&mut self, stats: Stats) {
-        self.nodes += stats.nodes;
-        self.holes += stats.holes;
-        self.add_totals(stats);
+impl Holdings {
+    /// Sizes and totals, in O(ranks).
+    pub fn stats(&self, index: &Index) -> HoldingsStats {
+        let rows = self.rows();
+        let held = |row, layer| index.blocks_of(Holder { row, layer });
+        let totals = index.totals(self.owner);
+        let unconfirmed = rows.iter().map(|&row| held(row, layer::UNCONFIRMED) as usize);
+        let mut stats = HoldingsStats {
+            presumed_blocks: self.presumed.blocks(index, &rows),
+            unconfirmed_blocks: unconfirmed.max().unwrap_or(0),
+            ranks: self.ranks.len(),
+            inserted_total: totals.inserted,
+            trimmed_total: totals.trimmed,
+            removed_total: totals.removed,
+            ..HoldingsStats::default()
+        };
+        for &row in &rows {
+            stats.held_blocks += (0..layer::COUNT as u8).map(|layer| held(row, layer)).sum::<u64>();
+        }
+        for rank in &self.ranks {
+            for (tier, cache) in rank.caches() {
+                let (engine, tier_stats) = (cache.engine_stats(), &mut stats.tiers[tier as usize]);
+                tier_stats.blocks += held(rank.row, tier.layer()) as usize;
+                tier_stats.engine_blocks += engine.engine_blocks;
+                tier_stats.gone_records += engine.gone_records;
+                tier_stats.engine_bytes += engine.bytes;
+            }
+        }
+        stats
     }
 }

@@ -2,22 +2,22 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test needs an instant to start from")]
 
-use proptest::prelude::*;
-use proptest::sample::Index;
+use std::num::NonZeroUsize;
 
-use super::super::super::block::{BlockHasher, Secret};
+use proptest::prelude::*;
+use proptest::sample::Index as Share;
+
+use super::super::super::block::{BlockHasher, Root, Secret};
 use super::super::model::{HoldingsModel, engine_prompt, engine_text};
+use super::super::solo::Alone;
+use super::super::{Digest, EngineBlockId, Rejection, StoredOutcome, bucket_of, mix_id};
 use super::*;
 
 const BLOCK_BYTES: NonZeroUsize = NonZeroUsize::new(4).expect("not zero");
 const TTL: Duration = Duration::from_secs(30);
 const ALMOST_TTL: Duration = Duration::from_millis(29_999);
-const PARAMS: HoldingsParams = HoldingsParams {
-    blocks_max: usize::MAX,
-    bytes_max: 1 << 30,
-    engine_bytes_max: 1 << 30,
-    presumed_ttl: TTL,
-};
+const PARAMS: HoldingsParams =
+    HoldingsParams { blocks_max: usize::MAX, engine_bytes_max: 1 << 30, presumed_ttl: TTL };
 const PROMPT: &[u8] = b"abcdefghijklmnopqrst";
 
 fn root() -> Root {
@@ -35,9 +35,9 @@ fn blocks(text: &[u8]) -> Vec<BlockHash> {
     hash(text, BLOCK_BYTES.get())
 }
 
-fn start() -> (Holdings, Instant) {
+fn start() -> (Alone, Instant) {
     let now = Instant::now();
-    (Holdings::new(PARAMS, now), now)
+    (Alone::new(PARAMS, now), now)
 }
 
 fn ids(ids: &[u64]) -> Vec<EngineBlockId> {
@@ -45,14 +45,14 @@ fn ids(ids: &[u64]) -> Vec<EngineBlockId> {
 }
 
 fn store(
-    holdings: &mut Holdings,
+    holdings: &mut Alone,
     (rank, tier): (u32, Tier),
     parent: Option<u64>,
     blocks: &[(u64, &str)],
 ) -> StoredOutcome {
     let blocks = blocks.iter().map(|&(id, text)| (EngineBlockId(id), text.as_bytes()));
     let parent = parent.map(EngineBlockId);
-    let outcome = holdings.stored(rank, tier, root(), parent, blocks, BLOCK_BYTES);
+    let outcome = holdings.stored((rank, tier), root(), parent, blocks, BLOCK_BYTES);
     holdings.check();
     outcome
 }
@@ -60,7 +60,7 @@ fn store(
 const GPU: (u32, Tier) = (0, Tier::Gpu);
 const CHAIN: [(u64, &str); 5] = [(1, "abcd"), (2, "efgh"), (3, "ijkl"), (4, "mnop"), (5, "qrst")];
 
-fn gpu(holdings: &Holdings, text: &[u8]) -> (usize, usize) {
+fn gpu(holdings: &Alone, text: &[u8]) -> (usize, usize) {
     let matched = holdings.matched(&blocks(text));
     (matched.gpu, matched.confirmed)
 }
@@ -86,8 +86,7 @@ fn a_burst_presumed_expires_but_for_what_was_confirmed() {
         assert_eq!(gpu(&holdings, PROMPT), (if after < 45 { 5 } else { 2 }, 2));
         holdings.check();
     }
-    let stats = holdings.stats();
-    assert_eq!((stats.presumed_blocks, stats.presumed_bytes), (0, 0));
+    assert_eq!(holdings.stats().presumed_blocks, 0);
 }
 
 #[test]
@@ -151,7 +150,7 @@ fn a_failed_dispatch_leaves_nothing() {
         assert_eq!(holdings.retract(&blocks(PROMPT), 0), 2);
         assert_eq!(gpu(&holdings, PROMPT), (2, 2), "what is confirmed stays");
         let after = holdings.stats();
-        assert_eq!((after.tiers, after.presumed_bytes), (before.tiers, before.presumed_bytes));
+        assert_eq!((after.tiers, after.presumed_blocks), (before.tiers, before.presumed_blocks));
     }
 }
 
@@ -220,7 +219,9 @@ fn a_presumption_goes_with_a_block_that_was_trimmed_too_and_with_a_replaced_id()
     assert_eq!(gpu(&holdings, PROMPT), (0, 0));
     store(&mut holdings, GPU, None, &[(6, "abcd")]);
     assert_eq!(gpu(&holdings, PROMPT), (5, 2));
-    holdings.set_params(HoldingsParams { bytes_max: 0, ..PARAMS });
+    let gpu_blocks = Holder { row: 0, layer: layer::GPU };
+    holdings.set_params(HoldingsParams { blocks_max: 0, ..PARAMS });
+    holdings.with(|_, index| index.trim(gpu_blocks, 0));
     holdings.set_params(PARAMS);
     assert_eq!(gpu(&holdings, PROMPT), (0, 0));
     holdings.presume(&blocks(PROMPT), now);
@@ -237,18 +238,21 @@ fn a_cleared_rank_takes_the_presumptions_and_leaves_the_other_ranks() {
             store(&mut holdings, (rank, Tier::Cpu), None, &CHAIN);
         }
         holdings.presume(&blocks(PROMPT), now);
-        let drop_it = if dropped { Holdings::drop_rank } else { Holdings::cleared };
+        let drop_it = if dropped { Alone::drop_rank } else { Alone::cleared };
         drop_it(&mut holdings, 4);
         holdings.check();
         let expected = Matched { gpu: 1, cpu: 4, storage: 0, confirmed: 1 };
         assert_eq!(holdings.matched(&blocks(PROMPT)), expected);
         let stats = holdings.stats();
         assert_eq!(stats.ranks, if dropped { 1 } else { 2 });
-        assert_eq!((stats.inserted_total, stats.removed_total), (1 + 2 + 5 + 5 + 5, 2 + 5 + 5));
+        assert_eq!(
+            (stats.inserted_total, stats.removed_total),
+            (1 + 2 + 5 + 5 + 2 * 5, 2 + 5 + 2 * 5)
+        );
         holdings.drop_all();
         holdings.check();
         let stats = holdings.stats();
-        assert_eq!((stats.blocks(), stats.engine_bytes(), stats.removed_total), (0, 0, 18));
+        assert_eq!((stats.blocks(), stats.engine_bytes(), stats.removed_total), (0, 0, 23));
     }
 }
 
@@ -310,29 +314,30 @@ const UNKNOWN: Option<Rejection> = Some(Rejection::UnknownParent);
 /// Engine blocks that share a block of ours, by id alone: joints need both, in order.
 #[test]
 fn joints_hold_in_a_lower_tier_once_both_sides_are_there() {
-    let (mut holdings, _) = start();
+    let (mut holdings, now) = start();
     store(&mut holdings, GPU, None, &[(1, "abcdef"), (2, "ghijkl"), (3, "mn"), (4, "opqr")]);
-    let only_cpu = |holdings: &Holdings| {
-        let mut holdings = holdings.clone();
+    let only_cpu = |holdings: &mut Alone| {
+        let image = holdings.image(now);
+        let mut holdings = Alone::restore(PARAMS, &image, Duration::ZERO, now);
         holdings.removed(0, Tier::Gpu, &ids(&[1, 2, 3, 4]));
         holdings.check();
         holdings.matched(&blocks(PROMPT)).cpu
     };
     holdings.stored_known(0, Tier::Cpu, &ids(&[1]));
-    assert_eq!(only_cpu(&holdings), 1);
+    assert_eq!(only_cpu(&mut holdings), 1);
     holdings.stored_known(0, Tier::Cpu, &ids(&[2]));
-    assert_eq!(only_cpu(&holdings), 3);
+    assert_eq!(only_cpu(&mut holdings), 3);
     holdings.stored_known(0, Tier::Cpu, &ids(&[4]));
-    assert_eq!(only_cpu(&holdings), 3);
+    assert_eq!(only_cpu(&mut holdings), 3);
     holdings.stored_known(0, Tier::Cpu, &ids(&[3]));
-    assert_eq!(only_cpu(&holdings), 3, "out of order: too little, never too much");
+    assert_eq!(only_cpu(&mut holdings), 3, "out of order: too little, never too much");
     holdings.stored_known(0, Tier::Cpu, &ids(&[4]));
-    assert_eq!(only_cpu(&holdings), 4);
+    assert_eq!(only_cpu(&mut holdings), 4);
     holdings.removed(0, Tier::Cpu, &ids(&[1]));
     holdings.check();
-    assert_eq!(only_cpu(&holdings), 0);
+    assert_eq!(only_cpu(&mut holdings), 0);
     holdings.stored_known(0, Tier::Cpu, &ids(&[1]));
-    assert_eq!(only_cpu(&holdings), 4);
+    assert_eq!(only_cpu(&mut holdings), 4);
 }
 
 /// The replaced block is the last that keeps the record of its parent, which is gone.
@@ -356,8 +361,7 @@ fn a_chain_does_not_go_on_in_blocks_of_another_size() {
     let tokens = NonZeroUsize::new(8).expect("not zero");
     let block = |id, text: &'static str| std::iter::once((EngineBlockId(id), text.as_bytes()));
     let parent = Some(EngineBlockId(1));
-    let mut stored =
-        |parent, block| holdings.stored(0, Tier::Gpu, root(), parent, block, tokens).rejected;
+    let mut stored = |parent, block| holdings.stored(GPU, root(), parent, block, tokens).rejected;
     assert_eq!(stored(parent, block(2, "efghijkl")), UNKNOWN);
     assert_eq!(stored(None, block(1, "abcdefgh")), None, "replaces what it stood for");
     assert_eq!(stored(parent, block(2, "ijklmnop")), None);
@@ -380,40 +384,9 @@ fn ranks_are_bounded() {
     assert_eq!(store(&mut holdings, (9999, Tier::Gpu), None, &CHAIN).rejected, None);
 }
 
-/// A disk that would take everything leaves the others what is theirs.
-#[test]
-fn no_tree_starves_another() {
-    let bytes_max = 400_000;
-    let (mut holdings, now) = start();
-    holdings.set_params(HoldingsParams { bytes_max, ..PARAMS });
-    holdings.set_confirming(true, now);
-    let texts: Vec<String> = (0..60_000).map(|n| format!("{n:04x}")).collect();
-    let mut fill = |rank, tier, from: usize, count: usize| {
-        for (n, text) in texts.iter().enumerate().skip(from).take(count) {
-            store_quietly(&mut holdings, (rank, tier), n as u64, &text[..4]);
-        }
-        assert!(holdings.stats().bytes() <= bytes_max);
-        holdings.check();
-        holdings.stats()
-    };
-    let full = fill(0, Tier::Storage, 0, 30_000).tier(Tier::Storage).bytes;
-    assert!(full > bytes_max * 5 / 8, "{full}");
-    let stats = fill(0, Tier::Gpu, 0, 30_000);
-    assert!(stats.tier(Tier::Gpu).bytes > bytes_max / 5, "{stats:?}");
-    let stats = fill(1, Tier::Gpu, 30_000, 30_000);
-    assert!(stats.tier(Tier::Gpu).bytes > bytes_max / 4, "{stats:?}");
-    for n in 0..3000_u32 {
-        holdings.presume(&blocks(&n.to_le_bytes().repeat(4)), now);
-    }
-    holdings.check();
-    let stats = holdings.stats();
-    assert!(stats.presumed_bytes > bytes_max / 20 && stats.bytes() <= bytes_max, "{stats:?}");
-    assert_eq!(holdings.matched(&blocks(&2999_u32.to_le_bytes().repeat(4))).gpu, 4);
-}
-
-fn store_quietly(holdings: &mut Holdings, (rank, tier): (u32, Tier), id: u64, text: &str) {
+fn store_quietly(holdings: &mut Alone, (rank, tier): (u32, Tier), id: u64, text: &str) {
     let block = std::iter::once((EngineBlockId(id), text.as_bytes()));
-    holdings.stored(rank, tier, root(), None, block, BLOCK_BYTES);
+    holdings.stored((rank, tier), root(), None, block, BLOCK_BYTES);
 }
 
 #[test]
@@ -438,7 +411,8 @@ fn the_older_presumptions_make_room_for_the_younger() {
     holdings.set_params(HoldingsParams { blocks_max: 6, ..PARAMS });
     holdings.presume(&blocks(PROMPT), now);
     holdings.set_confirming(true, now);
-    assert_eq!(holdings.presume(&blocks(b"ABCDEFGHIJKL"), now).trimmed_blocks, 2);
+    assert_eq!(holdings.presume(&blocks(b"ABCDEFGHIJKL"), now), 3);
+    assert_eq!(holdings.stats().trimmed_total, 2);
     assert_eq!((gpu(&holdings, PROMPT).0, gpu(&holdings, b"ABCDEFGHIJKL").0), (3, 3));
     holdings.check();
     assert_eq!(holdings.set_params(HoldingsParams { blocks_max: 2, ..PARAMS }), 4);
@@ -453,18 +427,21 @@ fn a_digest_is_the_sum_of_mixed_ids_by_their_top_bits() {
     let (mut holdings, _) = start();
     store(&mut holdings, GPU, None, &CHAIN[..1]);
     for (buckets, at) in [(1, 0), (2, 1), (16, 9), (256, 0x91), (4096, 0x910)] {
-        let digest = holdings.digest(0, buckets);
+        let digest = holdings.held.digest(0, buckets);
         assert_eq!((digest.blocks, digest.sums.len()), (1, buckets));
         assert_eq!(digest.sums[at], 0x910a_2dec_8902_5cc1);
         assert_eq!(digest.sums.iter().filter(|&&sum| sum != 0).count(), 1);
         assert_eq!(bucket_of(u64::MAX, buckets), buckets - 1);
-        assert_eq!(holdings.copies_in(0, |bucket| bucket == at, buckets), [(EngineBlockId(1), 1)]);
-        assert_eq!(holdings.copies_in(0, |bucket| bucket != at, buckets), []);
+        assert_eq!(
+            holdings.held.copies_in(0, |bucket| bucket == at, buckets),
+            [(EngineBlockId(1), 1)]
+        );
+        assert_eq!(holdings.held.copies_in(0, |bucket| bucket != at, buckets), []);
     }
-    assert_eq!(holdings.digest(0, 0), holdings.digest(0, 1));
-    assert_eq!(holdings.digest(0, 1000), holdings.digest(0, 512));
-    assert_eq!(holdings.digest(0, usize::MAX).sums.len(), super::super::BUCKETS_MAX);
-    assert_eq!(holdings.digest(1, 2), Digest { blocks: 0, sums: vec![0; 2] });
+    assert_eq!(holdings.held.digest(0, 0), holdings.held.digest(0, 1));
+    assert_eq!(holdings.held.digest(0, 1000), holdings.held.digest(0, 512));
+    assert_eq!(holdings.held.digest(0, usize::MAX).sums.len(), super::super::BUCKETS_MAX);
+    assert_eq!(holdings.held.digest(1, 2), Digest { blocks: 0, sums: vec![0; 2] });
 }
 
 #[test]
@@ -473,7 +450,7 @@ fn copies_are_corrected_and_the_last_takes_its_blocks() {
     store(&mut holdings, GPU, None, &CHAIN);
     holdings.presume(&blocks(PROMPT), now);
     assert_eq!(holdings.set_copies(0, EngineBlockId(3), 4), 0);
-    assert_eq!(holdings.copies_in(0, |_| true, 1).iter().map(|(_, n)| n).sum::<u32>(), 8);
+    assert_eq!(holdings.held.copies_in(0, |_| true, 1).iter().map(|(_, n)| n).sum::<u32>(), 8);
     assert_eq!(holdings.set_copies(0, EngineBlockId(3), 0), 1);
     assert_eq!(holdings.set_copies(0, EngineBlockId(3), 1), 0, "what it stood for is forgotten");
     assert_eq!(holdings.set_copies(1, EngineBlockId(1), 0), 0);
@@ -483,13 +460,13 @@ fn copies_are_corrected_and_the_last_takes_its_blocks() {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Stored(Vec<u8>, Index),
+    Stored(Vec<u8>, Share),
     StoredKnown(Vec<Vec<u8>>),
     Removed(Vec<Vec<u8>>),
     SetCopies(Vec<u8>, u32),
     Presume(Vec<u8>),
     Prefilled(Vec<u8>),
-    Retract(Vec<u8>, Index),
+    Retract(Vec<u8>, Share),
     Touch(Vec<u8>),
     Expire,
     Confirming(bool),
@@ -507,13 +484,13 @@ fn symbols() -> impl Strategy<Value = Vec<u8>> {
 fn op() -> impl Strategy<Value = Op> {
     let paths = || prop::collection::vec(symbols(), 1..4);
     prop_oneof![
-        20 => (symbols(), any::<Index>()).prop_map(|(path, from)| Op::Stored(path, from)),
+        20 => (symbols(), any::<Share>()).prop_map(|(path, from)| Op::Stored(path, from)),
         10 => paths().prop_map(Op::StoredKnown),
         16 => paths().prop_map(Op::Removed),
         4 => (symbols(), 0..3_u32).prop_map(|(path, copies)| Op::SetCopies(path, copies)),
         10 => symbols().prop_map(Op::Presume),
         3 => symbols().prop_map(Op::Prefilled),
-        4 => (symbols(), any::<Index>()).prop_map(|(path, keep)| Op::Retract(path, keep)),
+        4 => (symbols(), any::<Share>()).prop_map(|(path, keep)| Op::Retract(path, keep)),
         2 => symbols().prop_map(Op::Touch),
         6 => Just(Op::Expire),
         4 => any::<bool>().prop_map(Op::Confirming),
@@ -539,7 +516,7 @@ fn id(path: &[u8]) -> EngineBlockId {
 
 /// Holdings and their model, through one history.
 struct Pair {
-    real: Holdings,
+    real: Alone,
     model: HoldingsModel,
     params: HoldingsParams,
     now: Instant,
@@ -597,19 +574,16 @@ impl Pair {
             Op::Retract(path, keep) => {
                 let blocks = self.hash(&path);
                 let keep = keep.index(blocks.len() + 1);
-                assert_eq!(self.real.retract(&blocks, keep), self.model.retract(&blocks, keep));
+                self.retract(&blocks, keep);
             }
             Op::Touch(path) => {
                 let blocks = self.hash(&path);
                 self.real.touch(&blocks);
-                self.model.young.touch(&blocks);
-                self.model.old.touch(&blocks);
             }
             Op::Expire => {
-                let before = model.young.order.len() + model.old.order.len();
+                let before = model.presumed();
                 model.expire(now);
-                let dropped = before - model.young.order.len() - model.old.order.len();
-                assert_eq!(real.expire(now), dropped);
+                assert_eq!(real.expire(now), before - model.presumed());
             }
             Op::Confirming(confirming) => {
                 real.set_confirming(confirming, now);
@@ -619,7 +593,6 @@ impl Pair {
                 self.params.blocks_max = blocks_max;
                 real.set_params(self.params);
                 model.blocks_max = blocks_max;
-                model.trim();
             }
             Op::Cleared => {
                 real.cleared(rank);
@@ -627,30 +600,87 @@ impl Pair {
             }
             Op::DropRank => {
                 real.drop_rank(rank);
-                model.clear(rank);
-                model.caches.retain(|(other, _), _| *other != rank);
+                model.drop_rank(rank);
             }
             Op::DropAll => {
                 real.drop_all();
-                model.clear(rank);
-                model.caches.clear();
+                (0..2).for_each(|rank| model.drop_rank(rank));
             }
             Op::Restored(secs) => {
                 let image = real.image(now);
                 let away = Duration::from_secs(secs);
                 let (was, now) = (real.stats(), now + away);
-                *real = Holdings::restore(self.params, &image, away, now);
+                *real = Alone::restore(self.params, &image, away, now);
+                // All rows have what the first one had.
+                let [first, others @ ..] = &mut model.rows[..] else { panic!("a row") };
+                for other in others {
+                    (other.young, other.old) = (first.young.clone(), first.old.clone());
+                }
                 let is = real.stats();
-                assert_eq!((is.nodes, is.holes), (was.nodes, was.holes));
                 let records: usize =
                     was.tiers.iter().map(|tier| tier.engine_blocks + tier.gone_records).sum();
-                assert_eq!(image.counts(), (was.blocks(), records));
-                assert!(is.bytes() <= was.bytes() && is.engine_bytes() <= was.engine_bytes());
-                let again = real.image(now);
-                assert_eq!((&again.young, &again.old), (&image.young, &image.old));
+                let confirmed: usize = was.tiers.iter().map(|tier| tier.blocks).sum();
+                let presumed = first.young.len() + first.old.len();
+                assert_eq!(image.counts(), (confirmed + presumed, records));
+                assert!(is.engine_bytes() <= was.engine_bytes());
+                assert_eq!(
+                    (is.tiers.map(|t| t.blocks), is.ranks),
+                    (was.tiers.map(|t| t.blocks), was.ranks)
+                );
                 self.now = now;
             }
             Op::StoredKnown(_) | Op::BlocksMax(_) => {}
+        }
+    }
+
+    /// Either all of it goes or, where something follows, nothing.
+    fn retract(&mut self, blocks: &[BlockHash], keep: usize) {
+        let presumed = self.real.held.presumed.clone();
+        let rows = self.real.held.rows().into_iter();
+        let layers = [Age::Young, Age::Old].map(|age| presumed.layer(age));
+        let holders = rows.flat_map(|row| layers.map(|layer| Holder { row, layer }));
+        let was = |index: &super::super::Index, holder: Holder| {
+            let matched = index.matched(holder.row, Layers(1 << holder.layer), blocks);
+            (holder, matched, index.blocks_of(holder))
+        };
+        let before: Vec<_> = holders.map(|holder| was(&self.real.index, holder)).collect();
+        let (all, mut gone) = (self.real.index.stats().held, 0);
+        self.real.retract(blocks, keep);
+        for (model, before) in self.model.rows.iter_mut().zip(before.chunks(2)) {
+            for (held, &(holder, matched, blocks_of)) in
+                [&mut model.young, &mut model.old].into_iter().zip(before)
+            {
+                let more = blocks_of - self.real.index.blocks_of(holder);
+                if more > 0 {
+                    assert_eq!(more as usize, matched - keep);
+                    blocks[keep..matched].iter().for_each(|block| assert!(held.remove(block)));
+                }
+                gone += more;
+            }
+        }
+        assert_eq!(all - self.real.index.stats().held, gone);
+    }
+
+    /// What was trimmed is as much as it has to be, and leaves no hole.
+    fn trimmed(&mut self) {
+        let (index, presumed) = (&self.real.index, &self.real.held.presumed);
+        let young_max = self.model.blocks_max;
+        let most = self.model.rows.iter().map(|row| row.young.len().min(young_max)).max();
+        let old_max = young_max - most.expect("a row");
+        for (row, model) in self.real.held.rows().into_iter().zip(&mut self.model.rows) {
+            for (age, held, blocks_max) in
+                [(Age::Young, &mut model.young, young_max), (Age::Old, &mut model.old, old_max)]
+            {
+                let holder = Holder { row, layer: presumed.layer(age) };
+                let mut after = held.clone();
+                after.retain(|&block| index.holds(holder, block));
+                assert_eq!(after.len(), held.len().min(blocks_max), "{age:?}");
+                for block in &after {
+                    let parent = self.model.parents[block].filter(|parent| held.contains(parent));
+                    assert!(parent.is_none_or(|parent| after.contains(&parent)), "a hole");
+                }
+                *held = after;
+            }
         }
     }
 
@@ -662,7 +692,7 @@ impl Pair {
         let parent = (from > 0).then(|| id(&path[..from]));
         let blocks = texts.iter().map(|(id, text)| (*id, &text[..]));
         let size = NonZeroUsize::new(self.model.block_bytes).expect("not zero");
-        let outcome = self.real.stored(rank, tier, root(), parent, blocks, size);
+        let outcome = self.real.stored((rank, tier), root(), parent, blocks, size);
         assert_eq!(outcome.engine_blocks, self.model.store(rank, tier, path, from));
         assert_eq!(outcome.rejected_engine_blocks, texts.len() - outcome.engine_blocks);
     }
@@ -679,8 +709,7 @@ impl Pair {
             let real = stats.tier(tier);
             assert_eq!((real.blocks, real.engine_blocks), (blocks, engine_blocks), "{tier:?}");
         }
-        let (young, old) = (&self.model.young, &self.model.old);
-        assert_eq!(stats.presumed_blocks, young.order.len() + old.order.len());
+        assert_eq!(stats.presumed_blocks, self.model.presumed());
         let totals = |s: HoldingsStats| [s.inserted_total, s.trimmed_total, s.removed_total];
         assert!(totals(before).iter().zip(totals(stats)).all(|(before, now)| *before <= now));
         let ranks: std::collections::HashSet<_> =
@@ -700,7 +729,7 @@ impl Pair {
                 *sum = sum.wrapping_add(mixed.wrapping_mul(u64::from(copies)));
             }
             let blocks = copies.map_or(0, std::collections::HashMap::len) as u64;
-            assert_eq!(self.real.digest(rank, 8), Digest { blocks, sums });
+            assert_eq!(self.real.held.digest(rank, 8), Digest { blocks, sums });
         }
     }
 
@@ -712,6 +741,7 @@ impl Pair {
                 (before.inserted_total, before.trimmed_total, before.removed_total) = (0, 0, 0);
             }
             self.apply(rank, tier, op);
+            self.trimmed();
             self.compare(before);
         }
     }
@@ -738,7 +768,7 @@ proptest! {
     fn digests_are_equal_exactly_when_ids_and_copies_are(
         a in prop::collection::vec(0..12_u64, 0..20),
         b in prop::collection::vec(0..12_u64, 0..20),
-        swaps in prop::collection::vec(any::<(Index, Index)>(), 20),
+        swaps in prop::collection::vec(any::<(Share, Share)>(), 20),
         buckets in prop::sample::select(vec![1_usize, 2, 64, 4096]),
     ) {
         let digest = |of: &[u64]| {
@@ -746,9 +776,9 @@ proptest! {
             for &id in of {
                 let text = [b'a' + id as u8; 4];
                 let block = std::iter::once((EngineBlockId(id), &text[..]));
-                holdings.stored(0, Tier::Gpu, root(), None, block, BLOCK_BYTES);
+                holdings.stored(GPU, root(), None, block, BLOCK_BYTES);
             }
-            holdings.digest(0, buckets)
+            holdings.held.digest(0, buckets)
         };
         let mut shuffled = a.clone();
         for (one, other) in swaps.iter().filter(|_| !a.is_empty()) {
@@ -772,19 +802,17 @@ proptest! {
                 (0..12_u8, 0..40_u64, 0..5_u32, tier(), any::<bool>()),
                 0..9_u64,
                 prop::collection::vec((0..8_u64, "[ab]{0,9}"), 1..6),
-                (0..40_usize, 0..20_000_usize),
+                0..40_usize,
             ),
             1..100,
         ),
         engine_bytes_max in 0..30_000_usize,
     ) {
         let (mut holdings, mut now) = start();
-        let bounds = |blocks_max, bytes_max| {
-            HoldingsParams { blocks_max, bytes_max, engine_bytes_max, presumed_ttl: TTL }
-        };
-        let mut bytes_max = 8000;
-        holdings.set_params(bounds(30, bytes_max));
-        for ((action, secs, rank, tier, flag), parent, named, (number, bytes)) in steps {
+        let bounds =
+            |blocks_max| HoldingsParams { blocks_max, engine_bytes_max, presumed_ttl: TTL };
+        holdings.set_params(bounds(30));
+        for ((action, secs, rank, tier, flag), parent, named, number) in steps {
             now += Duration::from_secs(secs / 4);
             let ids: Vec<_> = named.iter().map(|(id, _)| EngineBlockId(*id)).collect();
             let text: String = named.iter().map(|(_, text)| &text[..]).collect();
@@ -795,7 +823,7 @@ proptest! {
                     let named = named.iter().map(|(id, text)| (EngineBlockId(*id), text.as_bytes()));
                     let size = if number % 8 == 0 { 3 } else { 4 };
                     let size = NonZeroUsize::new(size).expect("not zero");
-                    holdings.stored(rank, tier, root(), parent, named, size);
+                    holdings.stored((rank, tier), root(), parent, named, size);
                 }
                 4 => drop(holdings.stored_known(rank, tier, &ids)),
                 5 => drop(holdings.removed(rank, tier, &ids)),
@@ -804,8 +832,7 @@ proptest! {
                 8 => drop(holdings.retract(&prompt, number / 4)),
                 9 => drop(holdings.expire(now)),
                 10 if number % 3 == 0 => {
-                    bytes_max = bytes;
-                    holdings.set_params(bounds(number, bytes));
+                    holdings.set_params(bounds(number));
                 }
                 10 => holdings.set_confirming(flag, now),
                 _ if number % 4 == 0 => holdings.drop_rank(rank),
@@ -813,7 +840,7 @@ proptest! {
             }
             holdings.check();
             let stats = holdings.stats();
-            prop_assert!(stats.bytes() <= bytes_max && stats.engine_bytes() <= engine_bytes_max);
+            prop_assert!(stats.engine_bytes() <= engine_bytes_max);
             let matched = holdings.matched(&prompt);
             prop_assert!(matched.confirmed <= matched.gpu);
             prop_assert!(matched.gpu + matched.cpu + matched.storage <= prompt.len());
@@ -827,6 +854,6 @@ proptest! {
         let stats = holdings.stats();
         prop_assert_eq!((stats.blocks() - stats.presumed_blocks, stats.engine_bytes()), (0, 0));
         holdings.drop_all();
-        prop_assert_eq!((holdings.stats().blocks(), holdings.stats().bytes()), (0, 0));
+        prop_assert_eq!((holdings.stats().blocks(), holdings.index.stats().blocks), (0, 0));
     }
 }

@@ -4,6 +4,8 @@
 //! run, they are bits of a set instead, and only those who hold a part of it stay in the list. A
 //! list that gets long is the owner's sign to cut the run where most spans end.
 
+use super::super::block::BlockHash;
+use super::slots::heap_bytes;
 use smallvec::SmallVec;
 
 /// More spans than this ask for a cut.
@@ -21,10 +23,15 @@ pub(super) struct Span {
     pub(super) to: u32,
 }
 
-/// The holders of a whole run: `layers` words for each 64 rows.
+/// The holders of a whole run: for each layer that any is in, a set of rows. Layers without holders
+/// cost nothing, and those of a layer lie together, as a look-up reads them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Whole {
-    pub(super) words: Vec<u64>,
+    /// Layers that there are words for.
+    layers: u8,
+    /// Words a layer.
+    width: u32,
+    words: Box<[u64]>,
     pub(super) count: u32,
 }
 
@@ -35,35 +42,73 @@ pub(super) const fn bit_of<const LAYERS: usize>(holder: u32) -> (usize, u64) {
 }
 
 impl Whole {
+    /// Where the words of a layer begin, which has some.
+    const fn first(&self, layer: usize) -> usize {
+        let below = self.layers & ((1 << layer) - 1);
+        below.count_ones() as usize * self.width as usize
+    }
+
+    /// The rows that hold it in a layer, 64 a word.
+    pub(super) fn rows(&self, layer: usize) -> &[u64] {
+        if self.layers & 1 << layer == 0 {
+            return &[];
+        }
+        &self.words[self.first(layer)..][..self.width as usize]
+    }
+
     pub(super) fn has<const LAYERS: usize>(&self, holder: u32) -> bool {
-        let (word, bit) = bit_of::<LAYERS>(holder);
-        self.words.get(word).is_some_and(|word| word & bit != 0)
+        let (row, layer) = (holder as usize / LAYERS, holder as usize % LAYERS);
+        self.rows(layer).get(row / 64).is_some_and(|word| word & 1 << (row % 64) != 0)
+    }
+
+    fn word_mut<const LAYERS: usize>(&mut self, holder: u32) -> (&mut u64, u64) {
+        let (row, layer) = (holder as usize / LAYERS, holder as usize % LAYERS);
+        let at = self.first(layer) + row / 64;
+        (&mut self.words[at], 1 << (row % 64))
     }
 
     /// Adds a holder that is not in it.
     fn add<const LAYERS: usize>(&mut self, holder: u32) {
-        let (word, bit) = bit_of::<LAYERS>(holder);
-        if word >= self.words.len() {
-            let len = word / LAYERS * LAYERS + LAYERS;
-            self.words.reserve_exact(len - self.words.len());
-            self.words.resize(len, 0);
+        let (row, layer) = (holder as usize / LAYERS, holder as usize % LAYERS);
+        if self.layers & 1 << layer == 0 || row / 64 >= self.width as usize {
+            self.widen::<LAYERS>(self.layers | 1 << layer, self.width.max(row as u32 / 64 + 1));
         }
-        self.words[word] |= bit;
+        let (word, bit) = self.word_mut::<LAYERS>(holder);
+        *word |= bit;
         self.count += 1;
     }
 
     fn remove<const LAYERS: usize>(&mut self, holder: u32) {
-        let (word, bit) = bit_of::<LAYERS>(holder);
-        self.words[word] &= !bit;
+        let (word, bit) = self.word_mut::<LAYERS>(holder);
+        *word &= !bit;
         self.count -= 1;
     }
 
+    /// Makes room for more layers or rows.
+    fn widen<const LAYERS: usize>(&mut self, layers: u8, width: u32) {
+        let mut words = Vec::with_capacity(layers.count_ones() as usize * width as usize);
+        for layer in (0..LAYERS).filter(|layer| layers & 1 << layer != 0) {
+            let end = words.len() + width as usize;
+            words.extend_from_slice(self.rows(layer));
+            words.resize(end, 0);
+        }
+        (self.layers, self.width, self.words) = (layers, width, words.into_boxed_slice());
+    }
+
+    /// Heap bytes, its own included.
+    fn bytes(&self) -> usize {
+        heap_bytes(size_of::<Self>()) + heap_bytes(size_of_val(&*self.words))
+    }
+
     pub(super) fn holders<const LAYERS: usize>(&self) -> impl Iterator<Item = u32> {
-        self.words.iter().enumerate().flat_map(|(word, &bits)| {
-            let left = std::iter::successors(Some(bits), |bits| Some(bits & bits.wrapping_sub(1)));
-            left.take_while(|&bits| bits != 0).map(move |bits| {
-                let row = word / LAYERS * 64 + bits.trailing_zeros() as usize;
-                (row * LAYERS + word % LAYERS) as u32
+        (0..LAYERS).flat_map(move |layer| {
+            self.rows(layer).iter().enumerate().flat_map(move |(word, &bits)| {
+                let rest = |&bits: &u64| Some(bits & bits.wrapping_sub(1));
+                let left = std::iter::successors(Some(bits), rest);
+                left.take_while(|&bits| bits != 0).map(move |bits| {
+                    let row = word * 64 + bits.trailing_zeros() as usize;
+                    (row * LAYERS + layer) as u32
+                })
             })
         })
     }
@@ -74,9 +119,9 @@ impl Whole {
 #[repr(align(64))]
 pub(super) struct Run {
     /// The blocks; zeros behind them are room to grow.
-    label: Box<[u64]>,
+    label: Box<[BlockHash]>,
     /// The last of them.
-    pub(super) last: u64,
+    pub(super) last: BlockHash,
     len: u32,
     /// Blocks before the first.
     pub(super) start: u32,
@@ -85,7 +130,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn new(start: u32, label: Box<[u64]>) -> Self {
+    pub(super) fn new(start: u32, label: Box<[BlockHash]>) -> Self {
         let mut run = Self { start, len: label.len() as u32, label, ..Self::default() };
         run.last = run.label.last().copied().unwrap_or_default();
         run
@@ -96,32 +141,31 @@ impl Run {
         self.len as usize
     }
 
-    pub(super) fn label(&self) -> &[u64] {
+    pub(super) fn label(&self) -> &[BlockHash] {
         &self.label[..self.len()]
     }
 
-    /// Heap bytes by capacity.
+    /// Heap bytes by capacity, as the allocator rounds them.
     pub(super) fn bytes(&self) -> usize {
-        let spans =
-            if self.spans.spilled() { self.spans.capacity() * size_of::<Span>() } else { 0 };
-        let whole = self.whole.as_ref().map_or(0, |w| size_of::<Whole>() + w.words.capacity() * 8);
-        size_of_val(&*self.label) + spans + whole
+        let spans = if self.spans.spilled() { self.spans.capacity() } else { 0 };
+        let whole = self.whole.as_ref().map_or(0, |whole| whole.bytes());
+        heap_bytes(size_of_val(&*self.label)) + heap_bytes(spans * size_of::<Span>()) + whole
     }
 
     /// Gives the run these blocks in place of its own, with `room` for so many.
-    pub(super) fn relabel(&mut self, parts: [&[u64]; 2], room: usize) {
+    pub(super) fn relabel(&mut self, parts: [&[BlockHash]; 2], room: usize) {
         let mut label = Vec::with_capacity(room);
         for part in parts {
             label.extend_from_slice(part);
         }
         self.len = label.len() as u32;
         self.last = label.last().copied().unwrap_or_default();
-        label.resize(room, 0);
+        label.resize(room, BlockHash::default());
         self.label = label.into_boxed_slice();
     }
 
     /// Appends blocks; their holders are to be added.
-    pub(super) fn extend(&mut self, blocks: &[u64]) {
+    pub(super) fn extend(&mut self, blocks: &[BlockHash]) {
         let len = self.len() + blocks.len();
         if len > self.label.len() {
             let old = std::mem::take(&mut self.label);
@@ -172,6 +216,15 @@ impl Run {
         }
         let spans = self.spans.iter().filter(|span| span.holder == holder);
         spans.map(|span| (span.from, span.to)).max().unwrap_or_default()
+    }
+
+    /// The parts without a gap that a holder has.
+    pub(super) fn parts_of<const LAYERS: usize>(&self, holder: u32) -> SmallVec<[(u32, u32); 2]> {
+        if self.whole.as_ref().is_some_and(|whole| whole.has::<LAYERS>(holder)) {
+            return SmallVec::from_slice(&[(0, self.len)]);
+        }
+        let spans = self.spans.iter().filter(|span| span.holder == holder);
+        spans.map(|span| (span.from, span.to)).collect()
     }
 
     /// All that have a part of it, in order.

@@ -1,5 +1,6 @@
 //! Looking a prompt up: how far every row holds it, in one walk.
 
+use super::super::block::BlockHash;
 use super::run::Run;
 use super::{Layers, SharedIndex};
 
@@ -71,10 +72,10 @@ impl Reach {
 impl<const LAYERS: usize> SharedIndex<LAYERS> {
     /// How many leading blocks of a prompt each row holds in some of `layers`, together.
     ///
-    /// O(runs passed): a run that is held to its end is one comparison and one pass over its set.
-    pub fn look_up(&self, blocks: &[u64], layers: Layers, reach: &mut Reach) {
+    /// O(runs passed): a run that is held to its end is one comparison and one pass over its sets.
+    pub fn look_up(&self, blocks: &[BlockHash], layers: Layers, reach: &mut Reach) {
         reach.clear();
-        let words = self.rows.div_ceil(64);
+        let words = self.rows.len().div_ceil(64);
         let mut depth = 0;
         while depth < blocks.len() {
             let Some((id, common)) = self.child(blocks, depth) else { break };
@@ -94,16 +95,16 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
     }
 
     /// The run that begins with `blocks[depth]`, and how many blocks it has in common.
-    fn child(&self, blocks: &[u64], depth: usize) -> Option<(u32, usize)> {
+    fn child(&self, blocks: &[BlockHash], depth: usize) -> Option<(u32, usize)> {
         let begins = |id: u32| {
             let run = self.runs.run(id);
             let common = common_blocks(run, &blocks[depth..]);
             (run.start == depth as u32 && common > 0).then_some((id, common))
         };
-        let guess = self.heads.guess(blocks[depth])?.run;
+        let guess = self.heads.guess(blocks[depth].as_u64())?.run;
         begins(guess).or_else(|| {
-            let first = |run: u32| self.runs.run(run).label()[0];
-            begins(self.heads.find(blocks[depth], |place| first(place.run))?.run)
+            let first = |run: u32| self.runs.run(run).label()[0].as_u64();
+            begins(self.heads.find(blocks[depth].as_u64(), |place| first(place.run))?.run)
         })
     }
 
@@ -112,22 +113,27 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
         let words = reach.alive.len();
         reach.next.clear();
         reach.next.resize(words, 0);
+        let all_live = self.dropped.is_empty();
         if let Some(whole) = &run.whole {
-            for (word, next) in reach.next.iter_mut().enumerate() {
-                for layer in layers.iter::<LAYERS>() {
-                    let at = word * LAYERS + layer;
-                    let held = whole.words.get(at).copied().unwrap_or_default();
-                    *next |= held & !self.dead[at];
+            for layer in layers.iter::<LAYERS>() {
+                let rows = reach.next.iter_mut().zip(whole.rows(layer));
+                if all_live {
+                    rows.for_each(|(next, held)| *next |= held);
+                } else {
+                    let dead = self.dead.iter().skip(layer).step_by(LAYERS);
+                    rows.zip(dead).for_each(|((next, held), dead)| *next |= held & !dead);
                 }
             }
         }
         let ended = reach.partial.len();
         for span in run.spans.iter().filter(|span| span.from == 0) {
-            if !layers.has(span.holder as usize % LAYERS) || self.is_dead(span.holder) {
+            if !layers.has(span.holder as usize % LAYERS) || !all_live && self.is_dead(span.holder)
+            {
                 continue;
             }
             let row = span.holder / LAYERS as u32;
-            let to = if LAYERS == 1 { span.to } else { self.union_to(run, row, span.to, layers) };
+            let enough = LAYERS == 1 || span.to >= common;
+            let to = if enough { span.to } else { self.union_to(run, row, span.to, layers) };
             if to >= common {
                 if let Some(word) = reach.next.get_mut(row as usize / 64) {
                     *word |= 1 << (row % 64);
@@ -179,7 +185,7 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
 /// How many leading blocks a run and `blocks` share, given that equal hashes imply equal hashes
 /// before them. Prompts part near the end of what is held (the answer that was appended to it
 /// comes back otherwise than it was said), so the search steps back from there first.
-fn common_blocks(run: &Run, blocks: &[u64]) -> usize {
+fn common_blocks(run: &Run, blocks: &[BlockHash]) -> usize {
     let len = run.len().min(blocks.len());
     if len == run.len() && run.last == blocks[len - 1] {
         return len;
@@ -187,7 +193,7 @@ fn common_blocks(run: &Run, blocks: &[u64]) -> usize {
     common_in(run.label(), &blocks[..len])
 }
 
-pub(super) fn common_in(label: &[u64], blocks: &[u64]) -> usize {
+pub(super) fn common_in(label: &[BlockHash], blocks: &[BlockHash]) -> usize {
     let len = label.len().min(blocks.len());
     if len == 0 || label[len - 1] == blocks[len - 1] {
         return len;

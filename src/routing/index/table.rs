@@ -7,12 +7,20 @@
 //! a time, so no store ever waits for a table of millions to be copied; it shrinks by joining two.
 //! Hashes are used as they come: they must be as good as random.
 
+use super::super::block::BlockHash;
+use super::directory::Directory;
+use super::slots::{Slots, heap_bytes};
+
 /// Slots of a segment.
 const SLOTS: usize = if cfg!(test) { 16 } else { 256 };
+/// Bytes of a segment.
+pub(super) const SEGMENT_BYTES: usize = size_of::<[u64; SLOTS]>();
+/// Bits that a segment may be cut by beyond what the number of hashes asks for.
+const DEEPER_MAX: u32 = 8;
 /// A segment that is fuller is cut in two.
 const LEN_MAX: usize = SLOTS / 16 * 15;
 /// Two halves that have less together are joined.
-const JOINED_MAX: usize = SLOTS / 16 * 6;
+const JOINED_MAX: usize = SLOTS / 16 * 10;
 
 /// Eight name the slot within a segment, the others the segment, as far as it takes.
 const TAG_BITS: u32 = 29;
@@ -149,69 +157,26 @@ impl Segment {
     }
 }
 
-const CHUNK: usize = 256;
-
-/// Segments by id, in chunks that never move.
-#[derive(Clone, Debug, Default)]
-struct Segments {
-    chunks: Vec<Box<[Option<Segment>]>>,
-    free: Vec<u32>,
-    len: usize,
-}
-
-impl Segments {
-    fn get(&self, id: u32) -> &Segment {
-        let slot = &self.chunks[id as usize / CHUNK][id as usize % CHUNK];
-        slot.as_ref().expect("the directory names segments in use")
-    }
-
-    fn get_mut(&mut self, id: u32) -> &mut Segment {
-        let slot = &mut self.chunks[id as usize / CHUNK][id as usize % CHUNK];
-        slot.as_mut().expect("the directory names segments in use")
-    }
-
-    fn add(&mut self, segment: Segment) -> u32 {
-        let id = self.free.pop().unwrap_or_else(|| {
-            if self.len == self.chunks.len() * CHUNK {
-                self.chunks.push(std::iter::repeat_with(|| None).take(CHUNK).collect());
-            }
-            self.len as u32
-        });
-        self.chunks[id as usize / CHUNK][id as usize % CHUNK] = Some(segment);
-        self.len += 1;
-        id
-    }
-
-    fn take(&mut self, id: u32) -> Segment {
-        self.len -= 1;
-        self.free.push(id);
-        let slot = &mut self.chunks[id as usize / CHUNK][id as usize % CHUNK];
-        slot.take().expect("the directory names segments in use")
-    }
-
-    fn bytes(&self) -> usize {
-        self.len * size_of::<[u64; SLOTS]>()
-            + self.chunks.len() * CHUNK * size_of::<Option<Segment>>()
-            + self.chunks.capacity() * size_of::<Box<[Option<Segment>]>>()
-            + self.free.capacity() * size_of::<u32>()
-    }
-}
-
 /// The table. Whoever calls it says what hash lies at a place.
 #[derive(Clone, Debug)]
 pub(super) struct Table {
-    /// Segment by the `bits` bits of a hash that lie above the slot's.
-    directory: Vec<u32>,
-    bits: u8,
-    segments: Segments,
+    /// By the bits of a hash above the slot's.
+    directory: Directory,
+    segments: Slots<Option<Segment>>,
     len: usize,
 }
 
+const fn rest(hash: u64) -> usize {
+    (hash >> SLOT_BITS) as usize
+}
+
+const NAMED: &str = "the directory names segments in use";
+
 impl Table {
     pub(super) fn new() -> Self {
-        let mut segments = Segments::default();
-        let directory = vec![segments.add(Segment::new(0))];
-        Self { directory, bits: 0, segments, len: 0 }
+        let mut segments = Slots::default();
+        let directory = Directory::new(segments.add(Some(Segment::new(0))));
+        Self { directory, segments, len: 0 }
     }
 
     pub(super) const fn len(&self) -> usize {
@@ -220,19 +185,19 @@ impl Table {
 
     /// Heap bytes by capacity.
     pub(super) fn bytes(&self) -> usize {
-        self.segments.bytes() + self.directory.capacity() * size_of::<u32>()
+        self.segments.len() * heap_bytes(SEGMENT_BYTES)
+            + self.segments.bytes()
+            + self.directory.bytes()
     }
 
-    const fn entry(&self, hash: u64) -> usize {
-        (hash >> SLOT_BITS) as usize & ((1 << self.bits) - 1)
-    }
-
+    #[inline]
     fn segment(&self, hash: u64) -> &Segment {
-        self.segments.get(self.directory[self.entry(hash)])
+        self.segments.at(self.directory.get(rest(hash))).as_ref().expect(NAMED)
     }
 
+    #[inline]
     fn segment_mut(&mut self, hash: u64) -> &mut Segment {
-        self.segments.get_mut(self.directory[self.entry(hash)])
+        self.segments.at_mut(self.directory.get(rest(hash))).as_mut().expect(NAMED)
     }
 
     /// The first place whose tag is that of `hash`; almost surely the place of `hash`, if any is.
@@ -249,23 +214,39 @@ impl Table {
 
     /// Reads where hashes are or will be, for the cache: one after another the reads would wait for
     /// memory each, here they wait together.
-    pub(super) fn warm(&self, hashes: &[u64]) {
-        let read = |&hash: &u64| self.segment(hash).slots[home(hash)];
-        std::hint::black_box(hashes.iter().map(read).fold(0, u64::wrapping_add));
+    pub(super) fn warm(&self, blocks: &[BlockHash]) {
+        if blocks.len() < 2 {
+            return;
+        }
+        let read = |hash: u64| self.segment(hash).slots[home(hash)];
+        let hashes = blocks.iter().map(|block| block.as_u64());
+        std::hint::black_box(hashes.map(read).fold(0, u64::wrapping_add));
     }
 
-    /// Adds a hash unless it is there; whether it did.
-    pub(super) fn add(&mut self, hash: u64, place: Place, hash_at: impl Fn(Place) -> u64) -> bool {
-        loop {
-            let segment = self.segment_mut(hash);
-            if usize::from(segment.len) < LEN_MAX {
-                let same = |slot| hash_at(place_of(slot)) == hash;
-                let added = segment.add_new(slot_of(hash, place), same);
-                self.len += usize::from(added);
-                return added;
+    /// Makes room for one more hash where this one belongs; false where there are too many with its
+    /// tag, as none of an honest chain are.
+    pub(super) fn make_room(&mut self, hash: u64) -> bool {
+        while usize::from(self.segment(hash).len) >= LEN_MAX {
+            // Random hashes make no segment so much deeper than the others.
+            let even = (self.len / (LEN_MAX / 4)).max(1).ilog2();
+            let bits_max = (even + DEEPER_MAX).min(TAG_BITS - SLOT_BITS);
+            if u32::from(self.segment(hash).bits) >= bits_max {
+                return false;
             }
             self.cut(hash);
         }
+        true
+    }
+
+    /// Adds a hash unless it is there, or there is no room for it; whether it did.
+    pub(super) fn add(&mut self, hash: u64, place: Place, hash_at: impl Fn(Place) -> u64) -> bool {
+        if !self.make_room(hash) {
+            return false;
+        }
+        let same = |slot| hash_at(place_of(slot)) == hash;
+        let added = self.segment_mut(hash).add_new(slot_of(hash, place), same);
+        self.len += usize::from(added);
+        added
     }
 
     /// Gives a hash that lies at `from` the place `to`.
@@ -282,38 +263,28 @@ impl Table {
         let old = slot_of(hash, place);
         let at = segment.find(hash, |slot| slot == old).expect("a hash at its place");
         segment.remove_at(at);
-        let len = segment.len;
+        let len = usize::from(segment.len);
         self.len -= 1;
-        if usize::from(len) * 4 < SLOTS {
+        // Not at every removal: it reads the other half.
+        if len * 5 < SLOTS * 2 && len.is_multiple_of(SLOTS / 16) {
             self.join(hash);
         }
     }
 
-    /// The directory entries that lead to hashes with the lowest `bits` bits of `entry`.
-    fn entries(&self, entry: usize, bits: u8) -> impl Iterator<Item = usize> + use<> {
-        let step = 1 << bits;
-        (entry & (step - 1)..1 << self.bits).step_by(step)
-    }
-
     /// Cuts the segment of `hash` in two by the next bit of its hashes.
     fn cut(&mut self, hash: u64) {
-        let bits = self.segment(hash).bits;
-        if bits == self.bits {
-            assert!(u32::from(bits) + SLOT_BITS < TAG_BITS, "hashes are not random");
-            self.directory.extend_from_within(..);
-            self.bits += 1;
-        }
+        let lower = self.segment_mut(hash);
+        let bits = lower.bits;
         let next = 1 << (SLOT_BITS + u32::from(bits));
-        let [mut lower, mut upper] = [Segment::new(bits + 1), Segment::new(bits + 1)];
-        for &slot in self.segment(hash).slots.iter().filter(|&&slot| slot != 0) {
+        let old = *lower.slots;
+        let mut upper = Segment::new(bits + 1);
+        lower.slots.fill(0);
+        (lower.len, lower.bits) = (0, bits + 1);
+        for slot in old.into_iter().filter(|&slot| slot != 0) {
             if slot & next == 0 { lower.add(slot) } else { upper.add(slot) }
         }
-        *self.segment_mut(hash) = lower;
-        let id = self.segments.add(upper);
-        let above = self.entry(hash & !next | next);
-        for entry in self.entries(above, bits + 1) {
-            self.directory[entry] = id;
-        }
+        let id = self.segments.add(Some(upper));
+        self.directory.cut(rest(hash | next), bits, id);
     }
 
     /// Joins the segment of `hash` with its other half while both are sparse.
@@ -324,30 +295,28 @@ impl Table {
                 return;
             }
             let next = 1 << (SLOT_BITS + u32::from(bits) - 1);
-            let low = self.directory[self.entry(hash & !next)];
-            let high = self.directory[self.entry(hash | next)];
-            let (below, above) = (self.segments.get(low), self.segments.get(high));
+            let [low, high] =
+                [hash & !next, hash | next].map(|hash| self.directory.get(rest(hash)));
+            let [below, above] = [low, high].map(|id| self.segments.at(id).as_ref().expect(NAMED));
             let fits = usize::from(below.len + above.len) <= JOINED_MAX;
             if !fits || below.bits != bits || above.bits != bits {
                 return;
             }
-            let taken = self.segments.take(high);
-            let kept = self.segments.get_mut(low);
+            let taken = self.segments.remove(high).expect(NAMED);
+            let kept = self.segments.at_mut(low).as_mut().expect(NAMED);
             kept.bits -= 1;
             for &slot in taken.slots.iter().filter(|&&slot| slot != 0) {
                 kept.add(slot);
             }
-            for entry in self.entries(self.entry(hash), bits - 1) {
-                self.directory[entry] = low;
-            }
+            self.directory.join(rest(hash), bits, low);
         }
     }
 
     /// Asserts order, counts and the directory; `hash_at` as for the others.
     pub(super) fn check(&self, hash_at: impl Fn(Place) -> u64) {
         let mut len = 0;
-        for (entry, &id) in self.directory.iter().enumerate() {
-            let segment = self.segments.get(id);
+        for (entry, id) in self.directory.entries().enumerate() {
+            let segment = self.segments.at(id).as_ref().expect(NAMED);
             let shared = entry & ((1 << segment.bits) - 1);
             let first = entry == shared;
             for (at, &slot) in segment.slots.iter().enumerate().filter(|(_, slot)| **slot != 0) {
@@ -363,8 +332,8 @@ impl Table {
             }
         }
         assert_eq!(len, self.len, "hashes counted");
-        let used = || self.segments.chunks.iter().flatten().flatten();
-        assert_eq!(used().count(), self.segments.len, "segments");
-        assert_eq!(used().map(|segment| usize::from(segment.len)).sum::<usize>(), len, "lengths");
+        self.segments.check();
+        let used = self.segments.ids().filter_map(|id| self.segments.at(id).as_ref());
+        assert_eq!(used.map(|segment| usize::from(segment.len)).sum::<usize>(), len, "lengths");
     }
 }

@@ -4,9 +4,10 @@
 //! runs that follow one another and have few holders are joined again. Of two parts the smaller one
 //! gets the new id (or loses its own), as its blocks' places change with it.
 
-use super::SharedIndex;
+use super::super::block::BlockHash;
 use super::run::{Run, SPANS_MAX, Span};
 use super::table::{Place, RUN_MAX};
+use super::{SharedIndex, WARMED};
 
 /// Joined runs have no more spans than this; far enough below [`SPANS_MAX`] not to be cut at once.
 const JOINED_SPANS_MAX: usize = SPANS_MAX / 2;
@@ -88,11 +89,16 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
         }
         let (from, at) = (from as usize, self.runs.run(run));
         let start = at.start;
-        for (&block, depth) in at.label()[from..].iter().zip(start + from as u32..) {
-            self.places.remove(block, Place::new(run, depth));
+        let mut depth = start + from as u32;
+        for blocks in at.label()[from..].chunks(WARMED) {
+            self.places.warm(blocks);
+            for block in blocks {
+                self.places.remove(block.as_u64(), Place::new(run, depth));
+                depth += 1;
+            }
         }
         if from == 0 {
-            self.heads.remove(at.label()[0], Place::new(run, start));
+            self.heads.remove(at.label()[0].as_u64(), Place::new(run, start));
             self.runs.remove(run);
         } else {
             self.runs.edit(run, |run| run.truncate(from));
@@ -122,7 +128,7 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
             (from < to).then_some(Span { holder: span.holder, from, to })
         };
         fresh.spans = run.spans.iter().filter_map(|span| part(span, !upper_stays)).collect();
-        let kept: Box<[u64]> = kept.into();
+        let kept: Box<[BlockHash]> = kept.into();
         let parent = self.runs.parent(id).unwrap_or_default();
         let new = self.runs.add(fresh, if upper_stays { boundary } else { parent });
         self.runs.edit(id, |run| {
@@ -130,7 +136,6 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
             run.start = kept_start;
             run.spans = run.spans.iter().filter_map(|span| part(span, upper_stays)).collect();
         });
-        self.sweep_again(new);
         for holder in self.runs.run(new).holders::<LAYERS>() {
             let (from, to) = self.runs.run(id).last_span::<LAYERS>(holder);
             if from == to {
@@ -142,11 +147,11 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
         let (upper, lower) = if upper_stays { (id, new) } else { (new, id) };
         if !upper_stays {
             self.runs.set_parent(id, boundary);
-            self.heads.relocate(first, Place::new(id, start), Place::new(new, start));
+            self.heads.relocate(first.as_u64(), Place::new(id, start), Place::new(new, start));
         }
         let runs = &self.runs;
-        let first_of = |place: Place| runs.run(place.run).label()[0];
-        self.heads.add(below, Place::new(lower, start + at), first_of);
+        let first_of = |place: Place| runs.run(place.run).label()[0].as_u64();
+        self.heads.add(below.as_u64(), Place::new(lower, start + at), first_of);
         self.move_places(id, new);
         for part in [upper, lower] {
             self.runs.edit(part, |run| {
@@ -160,7 +165,7 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
     fn move_places(&mut self, from: u32, to: u32) {
         let run = self.runs.run(to);
         for (&block, depth) in run.label().iter().zip(run.start..) {
-            self.places.relocate(block, Place::new(from, depth), Place::new(to, depth));
+            self.places.relocate(block.as_u64(), Place::new(from, depth), Place::new(to, depth));
         }
     }
 
@@ -196,6 +201,11 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
         if spans.len() > JOINED_SPANS_MAX {
             return false;
         }
+        let (holders, under) = (above.holders::<LAYERS>(), run.holders::<LAYERS>());
+        let told_apart = |&&holder: &&u32| self.recency.told_apart(holder, [upper, lower]);
+        if under.iter().filter(|holder| holders.contains(holder)).any(|h| told_apart(&h)) {
+            return false;
+        }
         let label = [above.label(), run.label()].concat();
         let (first, below) = (label[0], label[middle]);
         let (start, below_start) = (above.start, run.start);
@@ -203,23 +213,22 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
         let moved = if kept == upper { &label[middle..] } else { &label[..middle] };
         let moved_start = if kept == upper { below_start } else { start };
         for (&block, depth) in moved.iter().zip(moved_start..) {
-            self.places.relocate(block, Place::new(gone, depth), Place::new(kept, depth));
+            self.places.relocate(block.as_u64(), Place::new(gone, depth), Place::new(kept, depth));
         }
-        self.heads.remove(below, Place::new(lower, below_start));
+        self.heads.remove(below.as_u64(), Place::new(lower, below_start));
         if kept == lower {
-            self.heads.relocate(first, Place::new(upper, start), Place::new(lower, start));
+            self.heads.relocate(first.as_u64(), Place::new(upper, start), Place::new(lower, start));
         }
         // Where a holder has parts of both, it has used them when it used the upper one.
-        let (above, under) = (above.holders::<LAYERS>(), run.holders::<LAYERS>());
         for &holder in &under {
-            if above.contains(&holder) {
+            if holders.contains(&holder) {
                 self.recency.forget(holder, lower);
             } else if kept == upper {
                 self.recency.rename(holder, lower, upper);
             }
         }
         if kept == lower {
-            for holder in above {
+            for holder in holders {
                 self.recency.rename(holder, upper, lower);
             }
         }
@@ -231,7 +240,6 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
             run.start = start;
             run.spans = spans;
         });
-        self.sweep_again(kept);
         true
     }
 }
@@ -239,9 +247,17 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
 impl<const LAYERS: usize> SharedIndex<LAYERS> {
     /// Asserts every invariant, the byte count included.
     pub fn check(&self) {
+        self.check_parts();
+        for holder in 0..self.recency.holders() {
+            self.check_order(holder);
+        }
+    }
+
+    /// As [`check`](Self::check), but for the order of recency, which takes hashes to be chained.
+    pub fn check_parts(&self) {
         self.runs.check();
         self.places.check(|place| Self::hash_at(&self.runs, place));
-        let first_of = |place: Place| self.runs.run(place.run).label()[0];
+        let first_of = |place: Place| self.runs.run(place.run).label()[0].as_u64();
         self.heads.check(first_of);
         let (mut blocks, mut held, mut pairs) = (0, 0, 0);
         for id in self.runs.ids() {
@@ -249,7 +265,7 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
             let len = run.len() as u32;
             assert!(run.len() <= RUN_MAX, "run bound");
             assert_eq!(run.label().last(), Some(&run.last), "last block");
-            let head = self.heads.find(run.label()[0], first_of);
+            let head = self.heads.find(run.label()[0].as_u64(), first_of);
             assert_eq!(head, Some(Place::new(id, run.start)), "head of a run");
             for (&block, depth) in run.label().iter().zip(run.start..) {
                 assert_eq!(self.find(block), Some(Place::new(id, depth)), "place of a block");
@@ -278,9 +294,6 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
             pairs += run.holders::<LAYERS>().len();
         }
         self.recency.check(pairs);
-        for holder in 0..self.recency.holders() {
-            self.check_order(holder);
-        }
         assert_eq!(blocks, self.places.len(), "blocks counted");
         assert_eq!(self.runs.len(), self.heads.len(), "heads counted");
         assert_eq!(held, self.held, "held blocks counted");

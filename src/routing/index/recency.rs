@@ -5,21 +5,22 @@
 //! it and the end of the list is a leaf: no search for a victim, no time stamps. As runs are shared,
 //! recency is kept by run, not by branch: what a holder has of a run is used as one.
 
+use super::fairness::Tournament;
 use super::run::bit_of;
+use super::slots::{Slots, heap_bytes};
 use super::table::{Place, Table};
 
-const CHUNK: usize = 256;
 const NONE: u32 = u32::MAX;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Entry {
     holder: u32,
     run: u32,
     newer: u32,
     older: u32,
+    /// The image that told of it last; zero for none.
+    told: u32,
 }
-
-const FREE: Entry = Entry { holder: NONE, run: NONE, newer: NONE, older: NONE };
 
 /// The ends of a holder's list, and how many blocks it holds.
 #[derive(Clone, Copy, Debug)]
@@ -27,18 +28,34 @@ struct List {
     newest: u32,
     oldest: u32,
     blocks: u64,
+    /// The image that is being told, zero for none, and the entry where it goes on: all that it has
+    /// not told are from there on.
+    image: u32,
+    next_told: u32,
 }
 
-const EMPTY: List = List { newest: NONE, oldest: NONE, blocks: 0 };
+const EMPTY: List = List { newest: NONE, oldest: NONE, blocks: 0, image: 0, next_told: NONE };
 
-/// All lists. Entries lie in chunks that never move.
+/// All lists.
 #[derive(Clone, Debug)]
 pub(super) struct Recency {
-    chunks: Vec<Box<[Entry]>>,
-    free: Vec<u32>,
+    entries: Slots<Entry>,
     /// Entry by holder and run.
     by_pair: Table,
     lists: Vec<List>,
+    largest: Tournament,
+    /// Blocks held by layer; a holder's number is its row times the layers plus its layer.
+    by_layer: Vec<u64>,
+    /// The last number of an image.
+    images: u32,
+}
+
+/// What an image tells next.
+pub(super) enum Told {
+    Run(u32),
+    /// Enough passed for now.
+    Later,
+    End,
 }
 
 /// SplitMix64 of a holder and a run: a table's hashes have to be as good as random.
@@ -49,42 +66,71 @@ const fn pair(holder: u32, run: u32) -> u64 {
     value ^ (value >> 31)
 }
 
-fn entry_in(chunks: &[Box<[Entry]>], id: u32) -> &Entry {
-    &chunks[id as usize / CHUNK][id as usize % CHUNK]
+fn blocks_in(lists: &[List], holder: u32) -> u64 {
+    lists.get(holder as usize).map_or(0, |list| list.blocks)
 }
 
 impl Recency {
-    pub(super) fn new() -> Self {
-        Self { chunks: Vec::new(), free: Vec::new(), by_pair: Table::new(), lists: Vec::new() }
+    pub(super) fn new(layers: usize) -> Self {
+        Self {
+            entries: Slots::default(),
+            by_pair: Table::new(),
+            lists: Vec::new(),
+            largest: Tournament::default(),
+            by_layer: vec![0; layers],
+            images: 0,
+        }
     }
 
     /// Heap bytes by capacity.
     pub(super) fn bytes(&self) -> usize {
-        self.chunks.len() * CHUNK * size_of::<Entry>()
-            + self.chunks.capacity() * size_of::<Box<[Entry]>>()
-            + self.free.capacity() * size_of::<u32>()
+        self.entries.bytes()
             + self.by_pair.bytes()
-            + self.lists.capacity() * size_of::<List>()
+            + heap_bytes(self.lists.capacity() * size_of::<List>())
+            + self.largest.bytes()
+            + heap_bytes(self.by_layer.capacity() * size_of::<u64>())
     }
 
     /// Makes room for holders up to `count`.
     pub(super) fn admit(&mut self, count: usize) {
         if count > self.lists.len() {
             self.lists.resize(count, EMPTY);
+            let lists = &self.lists;
+            self.largest.admit(count, |holder| blocks_in(lists, holder));
         }
+    }
+
+    /// Who holds the most blocks, if anybody holds any; as of the last [`weigh`](Self::weigh) of each.
+    pub(super) fn largest(&self) -> Option<u32> {
+        self.largest.winner().filter(|&holder| self.blocks(holder) > 0)
+    }
+
+    /// Notes how much a holder holds now.
+    pub(super) fn weigh(&mut self, holder: u32) {
+        let lists = &self.lists;
+        self.largest.update(holder, |holder| blocks_in(lists, holder));
     }
 
     /// Blocks that a holder holds.
     pub(super) fn blocks(&self, holder: u32) -> u64 {
-        self.lists.get(holder as usize).map_or(0, |list| list.blocks)
+        blocks_in(&self.lists, holder)
+    }
+
+    /// Blocks held in a layer, those of dropped holders that are not swept out included.
+    pub(super) fn layer_blocks(&self, layer: usize) -> u64 {
+        self.by_layer[layer]
     }
 
     pub(super) fn gained(&mut self, holder: u32, blocks: u32) {
         self.lists[holder as usize].blocks += u64::from(blocks);
+        let layers = self.by_layer.len();
+        self.by_layer[holder as usize % layers] += u64::from(blocks);
     }
 
     pub(super) fn lost(&mut self, holder: u32, blocks: u32) {
         self.lists[holder as usize].blocks -= u64::from(blocks);
+        let layers = self.by_layer.len();
+        self.by_layer[holder as usize % layers] -= u64::from(blocks);
     }
 
     /// The run that a holder used least recently.
@@ -94,11 +140,11 @@ impl Recency {
     }
 
     fn entry(&self, id: u32) -> &Entry {
-        entry_in(&self.chunks, id)
+        self.entries.at(id)
     }
 
     fn entry_mut(&mut self, id: u32) -> &mut Entry {
-        &mut self.chunks[id as usize / CHUNK][id as usize % CHUNK]
+        self.entries.at_mut(id)
     }
 
     fn find(&self, holder: u32, run: u32) -> Option<u32> {
@@ -111,9 +157,9 @@ impl Recency {
 
     fn name(&mut self, id: u32) {
         let Entry { holder, run, .. } = *self.entry(id);
-        let chunks = &self.chunks;
+        let entries = &self.entries;
         let added = self.by_pair.add(pair(holder, run), Place::new(id, 0), |place| {
-            let entry = entry_in(chunks, place.run);
+            let entry = entries.at(place.run);
             pair(entry.holder, entry.run)
         });
         assert!(added, "a holder has a run once");
@@ -140,6 +186,10 @@ impl Recency {
 
     fn unlink(&mut self, id: u32) {
         let Entry { holder, newer, older, .. } = *self.entry(id);
+        let list = &mut self.lists[holder as usize];
+        if list.next_told == id {
+            list.next_told = newer;
+        }
         match newer {
             NONE => self.lists[holder as usize].newest = older,
             newer => self.entry_mut(newer).older = older,
@@ -150,14 +200,8 @@ impl Recency {
         }
     }
 
-    fn add(&mut self, holder: u32, run: u32) -> u32 {
-        let id = self.free.pop().unwrap_or_else(|| {
-            let first = (self.chunks.len() * CHUNK) as u32;
-            self.chunks.push(vec![FREE; CHUNK].into_boxed_slice());
-            self.free.extend((first + 1..first + CHUNK as u32).rev());
-            first
-        });
-        *self.entry_mut(id) = Entry { holder, run, ..FREE };
+    fn add(&mut self, holder: u32, run: u32, told: u32) -> u32 {
+        let id = self.entries.add(Entry { holder, run, newer: NONE, older: NONE, told });
         self.name(id);
         id
     }
@@ -177,7 +221,8 @@ impl Recency {
                 self.unlink(id);
                 id
             }
-            None => self.add(holder, run),
+            // What is held only now, the image need not tell.
+            None => self.add(holder, run, self.lists[holder as usize].image),
         };
         self.link(id, NONE, self.lists[holder as usize].newest);
     }
@@ -187,17 +232,63 @@ impl Recency {
         if let Some(id) = self.find(holder, run) {
             self.unname(id);
             self.unlink(id);
-            *self.entry_mut(id) = FREE;
-            self.free.push(id);
+            self.entries.remove(id);
         }
     }
 
     /// A run of `holder` goes on, or begins, in another: `part`, just above or below it.
     pub(super) fn part(&mut self, holder: u32, run: u32, part: u32, above: bool) {
         let beside = self.find(holder, run).expect("a holder of the run");
-        let id = self.add(holder, part);
-        let Entry { newer, older, .. } = *self.entry(beside);
-        if above { self.link(id, newer, beside) } else { self.link(id, beside, older) }
+        let Entry { newer, older, told, .. } = *self.entry(beside);
+        let id = self.add(holder, part, told);
+        if above {
+            self.link(id, newer, beside);
+        } else {
+            self.link(id, beside, older);
+            let list = &mut self.lists[holder as usize];
+            if list.next_told == beside {
+                list.next_told = id;
+            }
+        }
+    }
+
+    /// Begins an image of what a holder has, in place of any that has not come to its end; returns
+    /// its number.
+    pub(super) fn begin_image(&mut self, holder: u32) -> u32 {
+        self.images = self.images.checked_add(1).unwrap_or(1);
+        let list = &mut self.lists[holder as usize];
+        (list.image, list.next_told) = (self.images, list.oldest);
+        self.images
+    }
+
+    /// The next run that an image has to tell, the least recently used first, of at most `passed`
+    /// entries.
+    pub(super) fn tell_next(&mut self, holder: u32, image: u32, passed: &mut usize) -> Told {
+        while *passed > 0 {
+            let list = &mut self.lists[holder as usize];
+            if list.image != image {
+                return Told::End;
+            }
+            let next = list.next_told;
+            if next == NONE {
+                list.image = 0;
+                return Told::End;
+            }
+            *passed -= 1;
+            let entry = self.entries.at_mut(next);
+            list.next_told = entry.newer;
+            if std::mem::replace(&mut entry.told, image) != image {
+                return Told::Run(entry.run);
+            }
+        }
+        Told::Later
+    }
+
+    /// Whether an image has told one of a holder's runs and not the other.
+    pub(super) fn told_apart(&self, holder: u32, runs: [u32; 2]) -> bool {
+        let image = self.lists[holder as usize].image;
+        let told = |run| self.find(holder, run).map(|id| self.entry(id).told == image);
+        image != 0 && told(runs[0]) != told(runs[1])
     }
 
     /// What a holder has of a run lies in another now.
@@ -220,6 +311,13 @@ impl Recency {
             at = entry.older;
         }
         assert_eq!(list.oldest, newer, "the list's end");
+        if list.image != 0 {
+            let mut at = list.oldest;
+            while at != NONE && at != list.next_told {
+                assert_eq!(self.entry(at).told, list.image, "what an image has passed it has told");
+                at = self.entry(at).newer;
+            }
+        }
         order
     }
 
@@ -230,7 +328,10 @@ impl Recency {
             pair(entry.holder, entry.run)
         });
         assert_eq!(self.by_pair.len(), pairs, "one entry for each holder of each run");
-        assert_eq!(self.chunks.len() * CHUNK - self.free.len(), pairs, "free entries");
+        assert_eq!(self.entries.len(), pairs, "entries");
+        self.entries.check();
+        let most = self.lists.iter().map(|list| list.blocks).max().unwrap_or_default();
+        assert_eq!(self.largest().map_or(0, |holder| self.blocks(holder)), most, "the largest");
     }
 
     /// Holders there are lists for.

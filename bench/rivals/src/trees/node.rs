@@ -11,8 +11,9 @@
 use std::num::NonZeroU32;
 use std::ops::{Index, IndexMut};
 
-use super::super::block::{BlockHash, Place, PlaceMap};
+use super::place_map::{Place, PlaceMap};
 use super::recency::{Links, Recency};
+use crate::routing::block::BlockHash;
 
 /// A slot of [`Nodes`], plus one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

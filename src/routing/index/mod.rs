@@ -11,14 +11,22 @@
 //! It is a belief, as each of the trees is: a wrong entry costs a cache miss. What was asked for and
 //! what was measured: docs/adr/0017.
 //!
-//! The parts: `table` (block hash to place), `run` (a run and who holds it), `runs` (their slots),
-//! `shape` (cutting and joining runs), `recency` (what a holder used last), `sweep` (forgetting a
-//! holder), `walk` (the look-up).
+//! The parts: `table` with `directory` (block hash to place), `run` (a run and who holds it), `runs`
+//! in `slots`, `shape` (cutting and joining runs), `recency` (what a holder used last), `fairness`
+//! (who holds the most), `bound` (trimming), `rows` (whose rows are lent), `sweep` (forgetting a
+//! holder), `walk` (the look-up), `single` (questions about one row), `image` (telling all).
 
+mod bound;
+mod directory;
+mod fairness;
+mod image;
 mod recency;
+mod rows;
 mod run;
 mod runs;
 mod shape;
+mod single;
+mod slots;
 mod sweep;
 mod table;
 mod walk;
@@ -26,12 +34,18 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use self::bound::SLACK_BYTES;
+pub use self::image::ImageCursor;
 use self::recency::{Recency, set_has};
+use self::rows::Rows;
+pub use self::rows::Totals;
 use self::run::Run;
 use self::runs::Runs;
+use self::slots::heap_bytes;
 use self::table::{Place, RUN_MAX, Table};
 pub use self::walk::Reach;
 use self::walk::common_in;
+use super::block::BlockHash;
 
 /// An extended run with more spans than this gets a child instead: its other holders would become
 /// holders of a part.
@@ -84,7 +98,7 @@ pub struct Stats {
     pub held: u64,
     /// Runs.
     pub runs: usize,
-    /// Heap bytes by capacity.
+    /// Heap bytes by capacity, each allocation rounded up to a size class as the allocator does.
     pub bytes: usize,
 }
 
@@ -98,35 +112,30 @@ pub struct SharedIndex<const LAYERS: usize> {
     /// in the cache.
     heads: Table,
     recency: Recency,
-    rows: usize,
+    rows: Rows,
     /// Holders dropped and not swept out yet, as a set; see [`run::bit_of`].
     dead: Vec<u64>,
-    /// Those that the sweep now under way takes out, and the slot it comes to next.
-    sweeping: Vec<u64>,
-    swept_to: u32,
-    /// Slots up to that one which have got other blocks since.
-    unswept: Vec<u32>,
+    /// The same, the next to be swept last.
+    dropped: Vec<u32>,
     held: u64,
     bytes_max: usize,
 }
 
 impl<const LAYERS: usize> SharedIndex<LAYERS> {
-    /// An empty index. `bytes_max` bounds [`Stats::bytes`], but for what one change adds to tables.
+    /// An empty index. `bytes_max` bounds [`Stats::bytes`], by no more than [`SLACK_BYTES`] over it:
+    /// what is over is trimmed.
     pub fn new(bytes_max: usize) -> Self {
         const { assert!(LAYERS > 0 && LAYERS <= 8) };
         let (places, heads) = (Table::new(), Table::new());
-        let (dead, sweeping) = (Vec::new(), Vec::new());
         let runs = Runs::default();
         Self {
             runs,
             places,
             heads,
-            recency: Recency::new(),
-            rows: 0,
-            dead,
-            sweeping,
-            swept_to: 0,
-            unswept: Vec::new(),
+            recency: Recency::new(LAYERS),
+            rows: Rows::default(),
+            dead: Vec::new(),
+            dropped: Vec::new(),
             held: 0,
             bytes_max,
         }
@@ -134,16 +143,23 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
 
     /// Sizes, in O(1). What a dropped holder held counts until it is swept out.
     pub fn stats(&self) -> Stats {
-        let words = self.dead.capacity() + self.sweeping.capacity();
+        let (blocks, runs) = (self.places.len(), self.runs.len());
+        Stats { blocks, held: self.held, runs, bytes: self.bytes() }
+    }
+
+    fn bytes(&self) -> usize {
         let tables = self.places.bytes() + self.heads.bytes() + self.recency.bytes();
-        let bytes = self.runs.bytes() + tables + words * 8 + self.unswept.capacity() * 4;
-        Stats { blocks: self.places.len(), held: self.held, runs: self.runs.len(), bytes }
+        let dropped =
+            heap_bytes(self.dead.capacity() * 8) + heap_bytes(self.dropped.capacity() * 4);
+        tables + self.runs.bytes() + self.rows.bytes() + dropped
     }
 
     /// `holder` holds these blocks, of which the first has `depth` blocks before it and follows
     /// `parent` (none at depth 0). Nobody need hold the parent: blocks may wait behind a hole.
     ///
-    /// O(runs passed + new blocks); up to 1,024 blocks more are moved where a run is cut or joined.
+    /// O(runs passed + new blocks); up to 1,024 blocks more are moved where a run is cut or joined,
+    /// and a few for each new one are trimmed where the byte bound is reached. What that does not
+    /// make room for is refused.
     ///
     /// # Panics
     ///
@@ -151,11 +167,24 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
     pub fn hold(
         &mut self,
         holder: Holder,
-        parent: Option<u64>,
+        parent: Option<BlockHash>,
         depth: u32,
-        blocks: &[u64],
+        blocks: &[BlockHash],
     ) -> Held {
         let holder = self.admit(holder);
+        let held = self.hold_bounded(holder, parent, depth, blocks);
+        self.recency.weigh(holder);
+        held
+    }
+
+    /// Holds blocks; what there is no room for is refused.
+    fn hold_part(
+        &mut self,
+        holder: u32,
+        parent: Option<BlockHash>,
+        depth: u32,
+        blocks: &[BlockHash],
+    ) -> Held {
         let mut held = Held::default();
         // The run and offset of the block before the next.
         let mut above =
@@ -180,6 +209,7 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
             let more = self.runs.edit(run, |run| run.add::<LAYERS>(holder, from as u32, to as u32));
             if more > 0 {
                 self.recency.gained(holder, more);
+                self.rows.totals_mut::<LAYERS>(holder).inserted += u64::from(more);
                 self.recency.admit_run(holder, run);
             }
             held.gained += more as usize;
@@ -205,8 +235,8 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
     }
 
     /// Marks what `holder` has of a prompt as just used; returns how many leading blocks that is.
-    pub fn touch(&mut self, holder: Holder, blocks: &[u64]) -> usize {
-        let Some(holder) = self.number(holder).filter(|&holder| !self.is_dead(holder)) else {
+    pub fn touch(&mut self, holder: Holder, blocks: &[BlockHash]) -> usize {
+        let Some(holder) = self.alive(holder) else {
             return 0;
         };
         let (mut above, mut at) = (None, 0);
@@ -228,34 +258,22 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
         at
     }
 
-    /// Takes from `holder` what it used least recently, the deepest blocks first, until it holds at
-    /// most `blocks_max`; returns how many blocks. What it holds of a run counts as used when any of
-    /// it was.
-    pub fn trim(&mut self, holder: Holder, blocks_max: u64) -> usize {
-        let Some(holder) = self.number(holder) else { return 0 };
-        let mut trimmed = 0;
-        while self.recency.blocks(holder) > blocks_max {
-            let over = self.recency.blocks(holder) - blocks_max;
-            let id = self.recency.oldest(holder).expect("who holds blocks has a run");
-            let (from, to) = self.runs.run(id).last_span::<LAYERS>(holder);
-            let count = over.min(u64::from(to - from)) as u32;
-            trimmed += self.subtract(id, holder, to - count, to);
-        }
-        self.held -= trimmed as u64;
-        trimmed
-    }
-
     /// Blocks that `holder` holds, be they reachable or not; zero once it is dropped.
     pub fn blocks_of(&self, holder: Holder) -> u64 {
-        let holder = self.number(holder).filter(|&holder| !self.is_dead(holder));
-        holder.map_or(0, |holder| self.recency.blocks(holder))
+        self.alive(holder).map_or(0, |holder| self.recency.blocks(holder))
+    }
+
+    /// Whether anybody holds anything in one of `layers`. O(1).
+    pub fn uses(&self, layers: Layers) -> bool {
+        let mut held = layers.iter::<LAYERS>().map(|layer| self.recency.layer_blocks(layer));
+        held.any(|blocks| blocks > 0)
     }
 
     /// `holder` holds these blocks no more; they may come in any order. What it holds behind them
     /// stays. Returns how many it held.
-    pub fn release(&mut self, holder: Holder, blocks: &[u64]) -> usize {
-        let Some(holder) = self.number(holder) else { return 0 };
-        let (mut at, mut released) = (0, 0);
+    pub fn release(&mut self, holder: Holder, blocks: &[BlockHash]) -> usize {
+        let Some(holder) = self.alive(holder) else { return 0 };
+        let (mut at, mut released, runs) = (0, 0, self.runs.len());
         while at < blocks.len() {
             let Some(place) = self.find(blocks[at]) else {
                 at += 1;
@@ -268,36 +286,32 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
             at += count;
             released += self.subtract(place.run, holder, from as u32, (from + count) as u32);
         }
+        if released == 0 {
+            return 0;
+        }
         self.held -= released as u64;
+        self.rows.totals_mut::<LAYERS>(holder).removed += released as u64;
+        self.recency.weigh(holder);
+        // A hole makes two runs of one.
+        if self.runs.len() > runs {
+            self.make_room(0, 8 * blocks.len());
+        }
         released
     }
 
-    /// Whether `holder` holds a block, be it reachable or behind a hole.
-    pub fn holds(&self, holder: Holder, block: u64) -> bool {
-        let Some(holder) = self.number(holder).filter(|&holder| !self.is_dead(holder)) else {
-            return false;
-        };
-        self.find(block).is_some_and(|place| {
-            let run = self.runs.run(place.run);
-            let at = place.offset(run.start) as u32;
-            run.held_to::<LAYERS>(holder, at) > at
-        })
-    }
-
     fn number(&self, holder: Holder) -> Option<u32> {
-        let known = (holder.row as usize) < self.rows && usize::from(holder.layer) < LAYERS;
+        let known = (holder.row as usize) < self.rows.len() && usize::from(holder.layer) < LAYERS;
         known.then_some(holder.row * LAYERS as u32 + u32::from(holder.layer))
     }
 
+    /// The number of a holder that was not dropped.
+    fn alive(&self, holder: Holder) -> Option<u32> {
+        self.number(holder).filter(|&holder| !self.is_dead(holder))
+    }
+
     /// The number of a holder that may hold.
-    fn admit(&mut self, holder: Holder) -> u32 {
-        assert!(holder.row < ROWS_MAX && usize::from(holder.layer) < LAYERS, "a holder there is");
-        if holder.row as usize >= self.rows {
-            self.rows = holder.row as usize + 1;
-            self.dead.resize(self.rows.div_ceil(64) * LAYERS, 0);
-            self.recency.admit(self.rows * LAYERS);
-        }
-        let holder = self.number(holder).expect("it has a row now");
+    fn admit(&self, holder: Holder) -> u32 {
+        let holder = self.number(holder).expect("a row that was added");
         assert!(!self.is_dead(holder), "a dropped holder has to be swept out");
         holder
     }
@@ -308,7 +322,7 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
 
     /// Makes the runs from the root to a block the most recently used of `holder`, the first one
     /// last, as far up as it holds them without a gap.
-    fn refresh_path(&mut self, holder: u32, mut block: u64, mut depth: u32) {
+    fn refresh_path(&mut self, holder: u32, mut block: BlockHash, mut depth: u32) {
         while let Some(place) = self.place_at(block, depth) {
             let run = self.runs.run(place.run);
             let at = place.offset(run.start) as u32;
@@ -324,14 +338,14 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
     fn hash_at(runs: &Runs, place: Place) -> u64 {
         let run = runs.run(place.run);
         // A place of another hash with the same tag is a place all the same.
-        run.label()[place.offset(run.start)]
+        run.label()[place.offset(run.start)].as_u64()
     }
 
-    fn find(&self, block: u64) -> Option<Place> {
-        self.places.find(block, |place| Self::hash_at(&self.runs, place))
+    fn find(&self, block: BlockHash) -> Option<Place> {
+        self.places.find(block.as_u64(), |place| Self::hash_at(&self.runs, place))
     }
 
-    fn place_at(&self, block: u64, depth: u32) -> Option<Place> {
+    fn place_at(&self, block: BlockHash, depth: u32) -> Option<Place> {
         self.find(block).filter(|place| {
             let start = self.runs.run(place.run).start;
             start + place.offset(start) as u32 == depth
@@ -339,7 +353,7 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
     }
 
     /// Where `block` lies, which comes after `above`.
-    fn follow(&self, above: Option<Place>, block: u64) -> Option<Place> {
+    fn follow(&self, above: Option<Place>, block: BlockHash) -> Option<Place> {
         if let Some(above) = above {
             let run = self.runs.run(above.run);
             let next = above.offset(run.start) + 1;
@@ -355,9 +369,9 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
     fn append(
         &mut self,
         above: Option<Place>,
-        parent: Option<u64>,
+        parent: Option<BlockHash>,
         depth: u32,
-        blocks: &[u64],
+        blocks: &[BlockHash],
     ) -> Option<(u32, usize, usize)> {
         let extended = above.map(|above| above.run).filter(|&id| {
             let run = self.runs.run(id);
@@ -368,7 +382,7 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
         let from = extended.map_or(0, |id| self.runs.run(id).len());
         let room = self.room(blocks.len().min(RUN_MAX - from), extended.is_none());
         let blocks = &blocks[..room];
-        let &first = blocks.first()?;
+        let &first = blocks.first().filter(|first| self.places.make_room(first.as_u64()))?;
         let id = if let Some(id) = extended {
             self.runs.edit(id, |run| run.extend(blocks));
             id
@@ -381,7 +395,10 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
                 self.places.warm(&blocks[new..blocks.len().min(new + WARMED)]);
             }
             let place = Place::new(id, depth + new as u32);
-            if !self.places.add(blocks[new], place, |place| Self::hash_at(&self.runs, place)) {
+            if !self
+                .places
+                .add(blocks[new].as_u64(), place, |place| Self::hash_at(&self.runs, place))
+            {
                 // It waits behind the hole that is filled here (or stands twice among these).
                 self.runs.edit(id, |run| run.truncate(from + new));
                 break;
@@ -389,18 +406,9 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
             new += 1;
         }
         if extended.is_none() {
-            let first_of = |place: Place| self.runs.run(place.run).label()[0];
-            self.heads.add(first, Place::new(id, depth), first_of);
+            let first_of = |place: Place| self.runs.run(place.run).label()[0].as_u64();
+            self.heads.add(first.as_u64(), Place::new(id, depth), first_of);
         }
         Some((id, from, new))
-    }
-
-    /// How many of `blocks` more fit within the byte bound.
-    fn room(&self, blocks: usize, new_run: bool) -> usize {
-        /// Bytes of a block: its hash with some room to grow, and a slot that is half used.
-        const BLOCK_BYTES: usize = 9 + 16;
-        let run = if new_run { size_of::<Run>() + 2 * BLOCK_BYTES } else { 0 };
-        let left = self.bytes_max.saturating_sub(self.stats().bytes).saturating_sub(run);
-        if self.runs.has_room() { blocks.min(left / BLOCK_BYTES) } else { 0 }
     }
 }

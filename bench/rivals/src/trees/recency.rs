@@ -4,9 +4,10 @@
 //! stands before its children and the end of the list is always a leaf: no search for a victim, no
 //! time stamps, no heap.
 
-use super::super::block::{BlockHash, PlaceMap};
 use super::node::{NodeId, Nodes};
+use super::place_map::PlaceMap;
 use super::{Bounds, PrefixIndex};
+use crate::routing::block::BlockHash;
 
 /// A node's neighbours in the list.
 #[derive(Clone, Copy, Debug, Default)]
