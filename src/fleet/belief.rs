@@ -93,10 +93,14 @@ impl Belief {
 
     /// It was not sent after all: `prompt[keep..]` is as it was.
     pub(super) fn retract(&self, prompt: &[BlockHash], keep: usize) {
-        self.change(|holdings, index| {
-            holdings.retract(index, prompt, keep);
-            holdings.retract_unconfirmed(index, prompt, keep);
-        });
+        let mut left = prompt.len();
+        while left > keep {
+            left = keep.max(left.saturating_sub(PRESUMED_A_HOLD));
+            self.change(|holdings, index| {
+                holdings.retract(index, prompt, left);
+                holdings.retract_unconfirmed(index, prompt, left);
+            });
+        }
     }
 
     /// It was prefilled, its answer says.

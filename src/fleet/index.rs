@@ -19,11 +19,11 @@ use crate::routing::{
 /// Engine blocks applied under one hold of the lock.
 pub(super) const BLOCKS_A_HOLD: usize = 32;
 /// Blocks of a prompt presumed under one hold.
-pub(super) const PRESUMED_A_HOLD: usize = 256;
+pub(super) const PRESUMED_A_HOLD: usize = 128;
 /// Blocks told to an image under one hold.
-pub(super) const TOLD_A_HOLD: usize = 4096;
+pub(super) const TOLD_A_HOLD: usize = 2048;
 /// Blocks swept or trimmed under one hold.
-pub(super) const TIDIED_A_HOLD: usize = 256;
+pub(super) const TIDIED_A_HOLD: usize = 96;
 
 /// The index under its lock. Taken after a worker's holdings, where both are.
 #[derive(Debug)]

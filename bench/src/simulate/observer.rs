@@ -294,7 +294,7 @@ impl Observer {
         let worker = &mut self.workers[from];
         worker.gap = false;
         worker.stated_at = now;
-        worker.holdings.drop_rank(&mut self.index, 0);
+        drop(worker.holdings.drop_rank(&mut self.index, 0));
         while self.index.sweep(1 << 16) {}
         let mut blocks: Vec<u32> = cache.blocks().collect();
         // Numbers grow with depth, so parents come first.

@@ -73,6 +73,11 @@ impl Holdings {
         blocks: &[BlockHash],
         part: Range<usize>,
     ) -> usize {
+        // What lies deeper than the bound would only be trimmed again.
+        let part = part.start..part.end.min(self.params.blocks_max);
+        if part.is_empty() {
+            return 0;
+        }
         let parent = part.start.checked_sub(1).map(|above| blocks[above]);
         let (depth, part) = (part.start as u32, &blocks[part]);
         let mut gained = 0;
@@ -130,7 +135,7 @@ impl Holdings {
     /// That it held less than we believed only says that its cache is smaller or busier than we
     /// believe. Which other blocks it lacks cannot be told from here at a price a request should
     /// pay (a run does not know its children), so that is left to a lower
-    /// [`HoldingsParams::blocks_max`], which trims what is least recently used.
+    /// [`HoldingsParams::blocks_max`](super::HoldingsParams::blocks_max), which trims what is least recently used.
     pub fn prefilled(&mut self, index: &mut Index, blocks: &[BlockHash]) -> bool {
         if self.presumed.confirming() {
             self.touch(index, blocks);
