@@ -39,8 +39,15 @@ impl Belief {
         self.owner.load(Relaxed)
     }
 
-    /// Changes it, and the index with it: for microseconds only.
+    /// Changes it, and the index with it, for microseconds only; requests that wait come first
+    /// when it is called again.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Holdings, &mut Index) -> T) -> T {
+        let mut holdings = self.holdings.lock();
+        self.index.write_fairly(|index| change(&mut holdings, index))
+    }
+
+    /// The same for a request, which waits for it.
+    fn change_at_once<T>(&self, change: impl FnOnce(&mut Holdings, &mut Index) -> T) -> T {
         let mut holdings = self.holdings.lock();
         self.index.write(|index| change(&mut holdings, index))
     }
@@ -62,32 +69,40 @@ impl Belief {
         self.alone(|holdings| holdings.prepare(rank, tier, engine_blocks));
     }
 
-    /// How much of a prompt it is believed to hold; `confirms` says whether its reports would
-    /// confirm it.
+    /// How much of a prompt is held; `confirms` as for [`send`](Self::send).
     pub(super) fn matched(&self, prompt: &[BlockHash], confirms: bool) -> Matched {
-        self.ask(|holdings, index| {
-            if confirms {
-                holdings.matched(index, prompt)
+        self.ask(|holdings, index| matched(holdings, index, prompt, confirms))
+    }
+
+    /// A prompt is sent there: returns how much of it is held, and presumes all of it held.
+    /// `confirms` says whether the worker's reports would confirm that.
+    pub(super) fn send(&self, prompt: &[BlockHash], confirms: bool, now: Instant) -> Matched {
+        let (matched, done) = self.change_at_once(|holdings, index| {
+            let matched = matched(holdings, index, prompt, confirms);
+            // What is held costs by the run, not by the block.
+            let part = prompt.len().min(matched.gpu + PRESUMED_A_HOLD);
+            if !confirms {
+                holdings.hold_unconfirmed(index, prompt, 0, part);
+            } else if holdings.begin_presumption(index, prompt, now) {
+                holdings.presume_to(index, prompt, part);
             } else {
-                holdings.matched_unconfirmed(index, prompt)
+                return (matched, prompt.len());
             }
-        })
+            (matched, part)
+        });
+        self.presume_rest(prompt, done, confirms);
+        matched
     }
 
-    /// A prompt is sent there: presumes it held, part by part.
-    pub(super) fn presume(&self, prompt: &[BlockHash], now: Instant) {
-        if !self.change(|holdings, index| holdings.begin_presumption(index, prompt, now)) {
-            return;
-        }
-        for (from, to) in parts(prompt.len()) {
-            self.change(|holdings, index| holdings.presume_part(index, prompt, from, to));
-        }
-    }
-
-    /// A prompt is sent there that its reports cannot confirm.
-    pub(super) fn hold_unconfirmed(&self, prompt: &[BlockHash]) {
-        for (from, to) in parts(prompt.len()) {
-            self.change(|holdings, index| holdings.hold_unconfirmed(index, prompt, from, to));
+    fn presume_rest(&self, prompt: &[BlockHash], from: usize, confirms: bool) {
+        for (from, to) in parts(from, prompt.len()) {
+            self.change_at_once(|holdings, index| {
+                if confirms {
+                    holdings.presume_part(index, prompt, from, to);
+                } else {
+                    holdings.hold_unconfirmed(index, prompt, from, to);
+                }
+            });
         }
     }
 
@@ -96,7 +111,7 @@ impl Belief {
         let mut left = prompt.len();
         while left > keep {
             left = keep.max(left.saturating_sub(PRESUMED_A_HOLD));
-            self.change(|holdings, index| {
+            self.change_at_once(|holdings, index| {
                 holdings.retract(index, prompt, left);
                 holdings.retract_unconfirmed(index, prompt, left);
             });
@@ -105,9 +120,17 @@ impl Belief {
 
     /// It was prefilled, its answer says.
     pub(super) fn prefilled(&self, prompt: &[BlockHash], now: Instant) {
-        if self.change(|holdings, index| holdings.prefilled(index, prompt)) {
-            self.presume(prompt, now);
-        }
+        let done = self.change_at_once(|holdings, index| {
+            if !holdings.prefilled(index, prompt) || !holdings.begin_presumption(index, prompt, now)
+            {
+                return prompt.len();
+            }
+            let held = matched(holdings, index, prompt, true).gpu;
+            let part = prompt.len().min(held + PRESUMED_A_HOLD);
+            holdings.presume_to(index, prompt, part);
+            part
+        });
+        self.presume_rest(prompt, done, true);
     }
 
     /// Trims some of what is over its bounds; whether there may be more.
@@ -134,14 +157,14 @@ impl Belief {
     /// the index, so a pick may change what is presumed meanwhile.
     pub(super) fn image(&self, now: Instant) -> (HoldingsImage, IndexImage) {
         let mut telling = self.alone(|holdings| holdings.begin_image(now));
-        while self.index.write(|index| telling.part(index, TOLD_A_HOLD)) {}
+        while self.index.write_fairly(|index| telling.part(index, TOLD_A_HOLD)) {}
         telling.finish()
     }
 
     /// Holds what `restore` makes of the index in place of all that it holds.
     pub(super) fn replace(&self, restore: impl FnOnce(&mut Index) -> Holdings) {
         let mut holdings = self.holdings.lock();
-        let before = self.index.write(|index| {
+        let before = self.index.write_fairly(|index| {
             holdings.leave(index);
             std::mem::replace(&mut *holdings, restore(index))
         });
@@ -157,8 +180,16 @@ impl Drop for Belief {
     }
 }
 
+fn matched(holdings: &Holdings, index: &Index, prompt: &[BlockHash], confirms: bool) -> Matched {
+    if confirms {
+        holdings.matched(index, prompt)
+    } else {
+        holdings.matched_unconfirmed(index, prompt)
+    }
+}
+
 /// Parts of a prompt, none larger than one hold of the lock allows.
-fn parts(blocks: usize) -> impl Iterator<Item = (usize, usize)> {
-    let from = (0..blocks).step_by(PRESUMED_A_HOLD);
+fn parts(from: usize, blocks: usize) -> impl Iterator<Item = (usize, usize)> {
+    let from = (from..blocks).step_by(PRESUMED_A_HOLD);
     from.map(move |from| (from, blocks.min(from + PRESUMED_A_HOLD)))
 }

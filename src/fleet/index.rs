@@ -1,13 +1,13 @@
 //! The index of all workers, as threads share it.
 //!
-//! A look-up takes one of the lock's eight words, so that cores that only read do not wait for one
-//! another; a change takes all of them, for at most so many blocks ([`BLOCKS_A_HOLD`],
-//! [`PRESUMED_A_HOLD`]), so that a look-up waits for microseconds. Why no finer locks:
-//! docs/adr/0017.
+//! Nobody holds the lock for more than so many blocks ([`BLOCKS_A_HOLD`], [`PRESUMED_A_HOLD`]), so
+//! that a look-up waits for microseconds; and who has much to change hands it over between two
+//! holds to those who wait ([`FleetIndex::write_fairly`]), as a thread that takes a lock again at
+//! once gets it before any that has to wake up. Why one lock and no finer ones: docs/adr/0017.
 
-use std::{cell::RefCell, sync::PoisonError};
+use std::cell::RefCell;
 
-use crossbeam::sync::ShardedLock;
+use parking_lot::{RwLock, RwLockWriteGuard};
 
 use crate::routing::{
     Tier,
@@ -27,7 +27,7 @@ pub(super) const TIDIED_A_HOLD: usize = 96;
 
 /// The index under its lock. Taken after a worker's holdings, where both are.
 #[derive(Debug)]
-pub struct FleetIndex(ShardedLock<Index>);
+pub struct FleetIndex(RwLock<Index>);
 
 /// How far workers have some prompts, by the owners of their rows; kept to be used again.
 #[derive(Debug, Default)]
@@ -103,18 +103,25 @@ thread_local! {
 impl FleetIndex {
     /// An empty one.
     pub(super) fn new(bytes_max: usize) -> Self {
-        Self(ShardedLock::new(Index::new(bytes_max)))
+        Self(RwLock::new(Index::new(bytes_max)))
     }
 
     /// Asks it something.
     pub(super) fn read<T>(&self, ask: impl FnOnce(&Index) -> T) -> T {
-        // A change that panicked left some belief half made: a wrong entry costs a cache miss.
-        ask(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        ask(&self.0.read())
     }
 
-    /// Changes it.
+    /// Changes it, for a request that waits for that.
     pub(super) fn write<T>(&self, change: impl FnOnce(&mut Index) -> T) -> T {
-        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.0.write())
+    }
+
+    /// Changes it, for somebody who may have more to change: whoever waits comes first then.
+    pub(super) fn write_fairly<T>(&self, change: impl FnOnce(&mut Index) -> T) -> T {
+        let mut index = self.0.write();
+        let result = change(&mut index);
+        RwLockWriteGuard::unlock_fair(index);
+        result
     }
 
     /// Looks prompts up for all workers at once; `credits` are the worths of a block in host memory

@@ -246,7 +246,7 @@ impl Fleet {
     /// Takes a part of what is forgotten or over its bounds out of the index; whether there may be
     /// more. A request waits for no more than such a part.
     pub fn tidy(&self) -> bool {
-        self.index.write(|index| index.settle(index::TIDIED_A_HOLD))
+        self.index.write_fairly(|index| index.settle(index::TIDIED_A_HOLD))
             || self.members.load().iter().any(|member| member.belief.settle())
     }
 

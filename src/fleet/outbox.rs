@@ -212,11 +212,11 @@ fn hear_presumed(member: &Member, said: &Presumption, blocks: &[BlockHash], now:
         truth.confirms(said.domain, said.tenant)
     };
     if confirms {
-        member.belief.presume(blocks, now);
+        member.belief.send(blocks, true, now);
     }
     // Also where only the teller knows yet that the worker's reports will never confirm it.
     if !confirms || !said.confirms {
-        member.belief.hold_unconfirmed(blocks);
+        member.belief.send(blocks, false, now);
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::{
     Account, Fleet, Health, Live, Member,
@@ -280,17 +280,20 @@ fn mark(
             }
             truth.confirms(ask.domain, ask.tenant)
         };
-        let matched: SmallVec<[Matched; 1]> =
-            ask.prompts.iter().map(|prompt| member.belief.matched(prompt, confirms)).collect();
-        (prediction.blocks, prediction.confirmed) = Prediction::sum(&matched);
-        // At once, so that a burst with one prefix stays together.
-        for prompt in ask.prompts {
-            if confirms {
-                member.belief.presume(prompt, now);
-            } else {
-                member.belief.hold_unconfirmed(prompt);
+        // Presumed held at once, so that a burst with one prefix stays together.
+        let send = |prompt: &Vec<BlockHash>| member.belief.send(prompt, confirms, now);
+        let matched: SmallVec<[Matched; 1]> = if let [prompt] = ask.prompts {
+            smallvec![send(prompt)]
+        } else {
+            // None of them is there yet when the others are looked up.
+            let held = |prompt: &Vec<BlockHash>| member.belief.matched(prompt, confirms);
+            let matched = ask.prompts.iter().map(held).collect();
+            for prompt in ask.prompts {
+                send(prompt);
             }
-        }
+            matched
+        };
+        (prediction.blocks, prediction.confirmed) = Prediction::sum(&matched);
     }
     member.metrics.matched_blocks.inc_by(u64::from(matched));
     member.metrics.prompt_blocks.inc_by(u64::from(total_blocks));

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use super::super::super::block::BlockHash;
-use super::super::super::index::Holder;
+use super::super::super::index::{Holder, Layers};
 use super::super::{Index, layer};
 use super::presumed::Age;
 use super::{Holdings, TRIMMED_MORE, Tier};
@@ -18,7 +18,7 @@ impl Holdings {
         if !self.begin_presumption(index, blocks, now) {
             return 0;
         }
-        self.presume_part(index, blocks, 0, blocks.len())
+        self.presume_to(index, blocks, blocks.len())
     }
 
     /// The first part of [`presume`](Self::presume): marks what it has as just used; whether the
@@ -40,6 +40,24 @@ impl Holdings {
             }
         }
         !(self.presumed.confirming() && confirmed == blocks.len())
+    }
+
+    /// Presumes `blocks[..to]` held. What is presumed already costs by the run, not by the block.
+    /// Returns how many blocks were not presumed before.
+    pub fn presume_to(&mut self, index: &mut Index, blocks: &[BlockHash], to: usize) -> usize {
+        let rows = self.rows();
+        self.presumed.take_clean(index, &rows);
+        let layer = self.presumed.layer(Age::Young);
+        let blocks = &blocks[..to];
+        let had = rows.iter().map(|&row| index.matched(row, Layers(1 << layer), blocks));
+        let from = had.min().unwrap_or(0);
+        if from < to {
+            return self.hold_part(index, layer, blocks, from..to);
+        }
+        for row in rows {
+            index.touch(Holder { row, layer }, blocks);
+        }
+        0
     }
 
     /// Presumes `blocks[from..to]` held, of a prompt whose earlier blocks were before.

@@ -208,8 +208,12 @@ impl Holdings {
             let reach = rows.iter().map(|&row| index.matched(row, layers, blocks));
             reach.max().unwrap_or(0)
         };
-        let [gpu, cpu, storage] = Tier::ALL.map(|tier| farthest(tier.reach()));
-        let confirmed = farthest(Layers(1 << layer::GPU));
+        // Most fleets tell of few tiers: what nobody has need not be followed.
+        let uses = |layer: u8| index.uses(Layers(1 << layer));
+        let gpu = farthest(Tier::Gpu.reach());
+        let cpu = if uses(layer::CPU) { farthest(Tier::Cpu.reach()) } else { gpu };
+        let storage = if uses(layer::STORAGE) { farthest(Tier::Storage.reach()) } else { cpu };
+        let confirmed = if uses(layer::GPU) { farthest(Layers(1 << layer::GPU)) } else { 0 };
         Matched { gpu, cpu: cpu - gpu, storage: storage - cpu, confirmed }
     }
 
