@@ -83,12 +83,13 @@ impl Belief {
             let part = prompt.len().min(matched.gpu + PRESUMED_A_HOLD);
             if !confirms {
                 holdings.hold_unconfirmed(index, prompt, 0, part);
-            } else if holdings.begin_presumption(index, prompt, now) {
-                holdings.presume_to(index, prompt, part);
-            } else {
+                return (matched, part);
+            }
+            if !holdings.begin_presumption(index, prompt, now) {
                 return (matched, prompt.len());
             }
-            (matched, part)
+            let (done, _) = holdings.presume_first(index, prompt, part, PRESUMED_A_HOLD);
+            (matched, done)
         });
         self.presume_rest(prompt, done, confirms);
         matched
@@ -121,14 +122,11 @@ impl Belief {
     /// It was prefilled, its answer says.
     pub(super) fn prefilled(&self, prompt: &[BlockHash], now: Instant) {
         let done = self.change_at_once(|holdings, index| {
-            if !holdings.prefilled(index, prompt) || !holdings.begin_presumption(index, prompt, now)
-            {
-                return prompt.len();
+            if holdings.prefilled(index, prompt) && holdings.begin_presumption(index, prompt, now) {
+                holdings.presume_first(index, prompt, 0, PRESUMED_A_HOLD).0
+            } else {
+                prompt.len()
             }
-            let held = matched(holdings, index, prompt, true).gpu;
-            let part = prompt.len().min(held + PRESUMED_A_HOLD);
-            holdings.presume_to(index, prompt, part);
-            part
         });
         self.presume_rest(prompt, done, true);
     }

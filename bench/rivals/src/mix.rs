@@ -1,8 +1,7 @@
 //! Nine look-ups to one store of sixteen blocks, by one thread or more at once.
 
-use std::sync::RwLock;
-
 use crossbeam_utils::sync::ShardedLock;
+use parking_lot::{RwLock, RwLockWriteGuard};
 
 use crate::{
     dynamo,
@@ -112,7 +111,8 @@ impl Mixed for ours::Trees {
 
 type Levels = ours::Shared<8, true>;
 
-/// Ours under the standard lock: readers share its one word.
+/// Ours as the product shares it: readers share the lock's one word, and who reports hands it over to
+/// whoever waits.
 pub struct OneLock(RwLock<Levels>);
 
 impl Mixed for OneLock {
@@ -121,13 +121,15 @@ impl Mixed for OneLock {
         Self(RwLock::new(index))
     }
     fn look_up(&self, query: &mut Vec<BlockHash>, answer: &mut <Levels as Index>::Answer) {
-        self.0.read().expect("not poisoned").look_up(query, answer);
+        self.0.read().look_up(query, answer);
     }
     fn store(&self, change: ours::LayerReport) {
-        self.0.write().expect("not poisoned").apply_one(&change);
+        let mut index = self.0.write();
+        index.apply_one(&change);
+        RwLockWriteGuard::unlock_fair(index);
     }
     fn answer(&self) -> <Levels as Index>::Answer {
-        self.0.read().expect("not poisoned").answer()
+        self.0.read().answer()
     }
 }
 

@@ -145,25 +145,6 @@ impl PrefixIndex {
         self.walk(Cursor::ROOT, blocks).1
     }
 
-    /// How many blocks from `blocks[from]` on are held without a gap, be they reachable from the
-    /// first one or not.
-    fn held_from(&self, blocks: &[BlockHash], from: usize) -> usize {
-        let held = blocks.get(from).and_then(|&block| self.tree.position(block));
-        let Some((id, depth)) = held.filter(|&(_, depth)| depth as usize == from) else { return 0 };
-        let parent = from.checked_sub(1).map(|above| blocks[above]);
-        self.walk(self.cursor_in(id, parent, depth), &blocks[from..]).1
-    }
-
-    /// The block before a held one; none before the first.
-    fn block_before(&self, block: BlockHash) -> Option<BlockHash> {
-        let (id, depth) = self.tree.position(block)?;
-        let node = &self.tree.nodes[id];
-        match (depth - node.start) as usize {
-            0 => node.parent(),
-            at => Some(node.label()[at - 1]),
-        }
-    }
-
     /// Marks the matching part of a prompt as just used; returns how many blocks that is.
     pub fn touch(&mut self, blocks: &[BlockHash]) -> usize {
         let (cursor, matched) = self.walk(Cursor::ROOT, blocks);

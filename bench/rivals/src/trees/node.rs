@@ -201,27 +201,6 @@ impl Tree {
         self.nodes.bytes() + self.positions.bytes() + self.orphans.bytes()
     }
 
-    /// The least heap bytes that so many runs of so many blocks take, without holes.
-    pub(super) const fn bytes_for(runs: usize, blocks: usize) -> usize {
-        let labels = blocks.saturating_mul(size_of::<BlockHash>());
-        let nodes = runs.saturating_mul(size_of::<Node>());
-        nodes.saturating_add(labels).saturating_add(PlaceMap::bytes_for(blocks))
-    }
-
-    /// Makes room for so many runs and blocks in a tree without any.
-    pub(super) fn reserve(&mut self, runs: usize, blocks: usize) {
-        self.nodes.slots.reserve_exact(runs);
-        self.positions.reserve(blocks, 0);
-    }
-
-    /// Whether every node hangs from the last block of the one above it.
-    pub(super) fn hangs_together(&self) -> bool {
-        self.nodes.ids().all(|id| {
-            let parent = self.parent_of(id);
-            parent.is_none_or(|parent| Some(self.nodes[parent].last()) == self.nodes[id].parent())
-        })
-    }
-
     /// The node of a block and the block's depth.
     pub(super) fn position(&self, block: BlockHash) -> Option<(NodeId, u32)> {
         self.positions.get(block.as_u64()).map(|place| (NodeId::new(place.id), place.depth))

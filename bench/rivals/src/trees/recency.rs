@@ -97,11 +97,6 @@ impl Recency {
         }
     }
 
-    /// All nodes, the least recently used first.
-    pub(super) fn oldest_first<'a>(&self, nodes: &'a Nodes) -> impl Iterator<Item = NodeId> + 'a {
-        std::iter::successors(self.oldest, |&id| nodes[id].links.newer)
-    }
-
     /// All nodes, the most recently used first; asserts that both directions agree.
     pub(super) fn order(&self, nodes: &Nodes) -> Vec<NodeId> {
         let (mut order, mut newer, mut at) = (Vec::new(), None, self.newest);

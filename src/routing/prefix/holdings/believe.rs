@@ -18,7 +18,7 @@ impl Holdings {
         if !self.begin_presumption(index, blocks, now) {
             return 0;
         }
-        self.presume_to(index, blocks, blocks.len())
+        self.presume_first(index, blocks, blocks.len(), 0).1
     }
 
     /// The first part of [`presume`](Self::presume): marks what it has as just used; whether the
@@ -42,22 +42,29 @@ impl Holdings {
         !(self.presumed.confirming() && confirmed == blocks.len())
     }
 
-    /// Presumes `blocks[..to]` held. What is presumed already costs by the run, not by the block.
-    /// Returns how many blocks were not presumed before.
-    pub fn presume_to(&mut self, index: &mut Index, blocks: &[BlockHash], to: usize) -> usize {
+    /// Presumes the first part of a prompt held: `held` blocks, or so many `more` than are presumed
+    /// already if that is farther; returns where it ends, and how many blocks were not presumed
+    /// before. What is there costs by the run, not by the block.
+    pub fn presume_first(
+        &mut self,
+        index: &mut Index,
+        blocks: &[BlockHash],
+        held: usize,
+        more: usize,
+    ) -> (usize, usize) {
         let rows = self.rows();
         self.presumed.take_clean(index, &rows);
         let layer = self.presumed.layer(Age::Young);
-        let blocks = &blocks[..to];
         let had = rows.iter().map(|&row| index.matched(row, Layers(1 << layer), blocks));
         let from = had.min().unwrap_or(0);
+        let to = held.max(from.saturating_add(more)).min(blocks.len());
         if from < to {
-            return self.hold_part(index, layer, blocks, from..to);
+            return (to, self.hold_part(index, layer, blocks, from..to));
         }
         for row in rows {
             index.touch(Holder { row, layer }, blocks);
         }
-        0
+        (to, 0)
     }
 
     /// Presumes `blocks[from..to]` held, of a prompt whose earlier blocks were before.
