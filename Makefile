@@ -6,7 +6,7 @@ VENV := target/venv
 PYTHON := $(VENV)/bin/python
 
 .PHONY: setup build demo test test-vllm lint deny bench bench-instructions bench-streams bench-truth bench-upgrade bench-routers \
-	bench-replay bench-simulate bench-experiments bench-aligned bench-decisions bench-index test-index soak-index test-llama deb \
+	bench-replay bench-simulate bench-experiments bench-aligned bench-decisions bench-index test-index soak-index bench-calls test-llama deb \
 	test-deb test-systemd image help
 
 help:
@@ -145,7 +145,10 @@ bench-aligned: setup
 RIVALS := --manifest-path bench/rivals/Cargo.toml --target-dir target/rivals --locked
 bench-index: setup
 	$(CARGO) run --release $(RIVALS) -- $(INDEX_ARGS)
-# The tests of the proposed index; CASES for a longer run (docs/adr/0017).
+# How long single calls of the product's index take.
+bench-calls: setup
+	$(CARGO) run --release $(RIVALS) --bin bench-calls -- $(CALLS_ARGS)
+# The tests of the product's index, and of the bench; CASES for a longer run (docs/adr/0017).
 test-index: setup
 	$(CARGO) test --release $(RIVALS)
 # 100 million blocks through a byte bound: memory stays flat. SOAK_ARGS="MILLIONS MIB".

@@ -19,7 +19,7 @@ use crate::routing::{
 /// Engine blocks applied under one hold of the lock.
 pub(super) const BLOCKS_A_HOLD: usize = 32;
 /// Blocks of a prompt presumed under one hold.
-pub(super) const PRESUMED_A_HOLD: usize = 128;
+pub(super) const PRESUMED_A_HOLD: usize = 64;
 /// Blocks told to an image under one hold.
 pub(super) const TOLD_A_HOLD: usize = 2048;
 /// Blocks swept or trimmed under one hold.

@@ -10,19 +10,13 @@
 use std::{alloc::System, fs::File, io::BufReader, path::PathBuf};
 
 use clap::Parser;
-use cpu_time::{ProcessTime, ThreadTime};
+use cpu_time::ProcessTime;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use warmroute_rivals::{
     dynamo,
     index::{self, Change, Index, Plain},
     mix::{self, Mixed},
-    ours,
-    ours::Shared,
-    routing::{
-        block::BlockHash,
-        index::{Holder, SharedIndex},
-    },
-    smg,
+    ours, smg,
     workload::Workload,
 };
 
@@ -49,9 +43,6 @@ struct Args {
     /// Only the mix of look-ups and stores, by one thread and by two.
     #[arg(long)]
     mix: bool,
-    /// Only how long single calls of the shared index hold a lock.
-    #[arg(long)]
-    calls: bool,
     /// Look-ups of each prompt.
     #[arg(long, default_value = "3")]
     rounds: usize,
@@ -188,87 +179,6 @@ where
     println!("| {} | {name} | {} | {} |", load.workers, nanos[0], nanos[1]);
 }
 
-/// How long calls take, in CPU time of the thread: what a lock around them would be held for.
-#[derive(Default)]
-struct Calls(Vec<u128>);
-
-impl Calls {
-    fn time<T>(&mut self, call: impl FnOnce() -> T) -> T {
-        let begun = ThreadTime::now();
-        let result = call();
-        self.0.push(begun.elapsed().as_nanos());
-        result
-    }
-
-    fn print(mut self, name: &str) {
-        self.0.sort_unstable();
-        let at = |share: f64| self.0[(self.0.len() as f64 * share) as usize] as f64 / 1e3;
-        let last = self.0.last().map_or(0.0, |&nanos| nanos as f64 / 1e3);
-        let (p50, p99, p9999) = (at(0.5), at(0.99), at(0.9999));
-        println!("| {name} | {} | {p50:.1} | {p99:.1} | {p9999:.1} | {last:.1} |", self.0.len());
-    }
-}
-
-/// Stores and removals in parts of 32 blocks, an image, a trim and a worker dropped, as the router
-/// does it.
-fn calls_all(load: &Workload) {
-    const PART: usize = 32;
-    type Eight = Shared<8, true>;
-    println!("| call | calls | p50, us | p99 | p99.99 | longest |\n|---|---|---|---|---|---|");
-    let mut index = Eight::of_rows(load.workers, usize::MAX);
-    let mut holds = Calls::default();
-    let mut releases = Calls::default();
-    let blocks_of = |change: &Change| -> Vec<BlockHash> {
-        let blocks = &load.prompts[change.prompt].blocks;
-        blocks[..change.to].iter().map(|&block| BlockHash::new(block)).collect()
-    };
-    let hold = |index: &mut SharedIndex<8>, holds: &mut Calls, change: &Change| {
-        let blocks = blocks_of(change);
-        for from in (change.from..change.to).step_by(PART) {
-            let above = from.checked_sub(1).map(|at| blocks[at]);
-            let part = &blocks[from..change.to.min(from + PART)];
-            holds.time(|| index.hold(Eight::holder(*change), above, from as u32, part));
-        }
-    };
-    load.stores.iter().for_each(|change| hold(&mut index, &mut holds, change));
-    holds.print("hold 32 blocks, growing");
-    for change in &load.removals {
-        let mut blocks = blocks_of(change)[change.from..].to_vec();
-        blocks.reverse();
-        for part in blocks.chunks(PART) {
-            releases.time(|| index.release(Eight::holder(*change), part));
-        }
-    }
-    releases.print("release 32 blocks");
-    let mut again = Calls::default();
-    load.removals.iter().for_each(|change| hold(&mut index, &mut again, change));
-    again.print("hold 32 blocks again");
-    let (mut images, mut trims, mut sweeps) =
-        (Calls::default(), Calls::default(), Calls::default());
-    let holder = Holder { row: 1, layer: 0 };
-    let mut cursor = index.begin_image(holder);
-    let mut told = Vec::new();
-    while images.time(|| {
-        index.image_part(&mut cursor, 1_000, |_, _, blocks| told.extend_from_slice(blocks))
-    }) {}
-    assert_eq!(told.len() as u64, index.blocks_of(holder), "all is told");
-    images.print("image_part of 1,000 blocks");
-    while trims.time(|| index.trim_part(holder, 0, 64)) == 64 {}
-    trims.print("trim_part of 64 blocks");
-    for layer in 0..8 {
-        index.drop_holder(Holder { row: 0, layer });
-    }
-    while sweeps.time(|| index.sweep(256)) {}
-    sweeps.print("sweep 256 blocks");
-    index.set_bytes_max(index.stats().bytes / 2);
-    let mut settles = Calls::default();
-    while settles.time(|| index.settle(256)) {}
-    settles.print("settle 256 blocks");
-    let mut bounded = Calls::default();
-    load.stores.iter().take(100_000).for_each(|change| hold(&mut index, &mut bounded, change));
-    bounded.print("hold 32 blocks at the bound");
-}
-
 fn mix_all(load: &Workload) {
     println!(
         "| workers | index | ns of CPU an operation, 1 thread | 2 threads |\n|---|---|---|---|"
@@ -306,15 +216,15 @@ fn main() {
     for &blocks in &args.blocks {
         for &length in &args.length {
             println!("\n{blocks} blocks, prompts of {length}\n");
-            if !args.mix && !args.calls {
+            if !args.mix {
                 println!("| {head} |\n{rule}|");
             }
             for &workers in &args.workers {
                 let load = Workload::synthetic(workers, length, blocks, args.seed);
-                match (args.calls, args.mix) {
-                    (true, _) => calls_all(&load),
-                    (_, true) => mix_all(&load),
-                    _ => run_all(&args, &load),
+                if args.mix {
+                    mix_all(&load);
+                } else {
+                    run_all(&args, &load);
                 }
             }
         }
