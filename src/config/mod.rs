@@ -248,6 +248,12 @@ impl Policies {
     pub fn of(&self, model: Option<&str>) -> &(Policy, PolicyParams) {
         model.and_then(|model| self.models.get(model)).unwrap_or(&self.default)
     }
+
+    /// Whether `policy` may have to pick, or to say what it would have picked.
+    pub fn may_use(&self, policy: Policy) -> bool {
+        let all = self.models.values().chain([&self.default]).chain(&self.shadow);
+        self.override_allowed || all.into_iter().any(|(used, _)| *used == policy)
+    }
 }
 
 /// Headers that carry meaning for routing.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::AlignedModels;
 use crate::{
     config::{Config, ConfigError},
-    routing::block::Secret,
+    routing::{Policy, block::Secret},
     wire::prompt::Hashing,
 };
 
@@ -33,8 +33,12 @@ impl Live {
         before: Option<&Self>,
     ) -> Result<Self, ConfigError> {
         let aligned = AlignedModels::load(&config, before.map(|live| &live.aligned))?;
-        let hashing =
-            Hashing { secret, block_bytes: config.index.block_bytes, aliases: aligned.aliases() };
+        let hashing = Hashing {
+            secret,
+            block_bytes: config.index.block_bytes,
+            aliases: aligned.aliases(),
+            prefixes: config.policies.may_use(Policy::PrefixAffinity),
+        };
         Ok(Self { config, aligned, hashing })
     }
 }

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::HeaderValue;
 use rand::Rng;
 use smallvec::SmallVec;
 
@@ -31,7 +32,7 @@ pub struct RequestContext {
     /// When its header was read.
     pub arrived: Instant,
     /// X-Request-Id.
-    pub request_id: String,
+    pub request_id: HeaderValue,
     /// What is asked for.
     pub endpoint: Endpoint,
     /// Policy in force.
@@ -223,6 +224,11 @@ impl RequestContext {
         }
     }
 
+    /// X-Request-Id, as text.
+    pub fn request_id(&self) -> &str {
+        self.request_id.to_str().unwrap_or_default()
+    }
+
     /// Name of the worker, for logs and metrics.
     pub fn worker_label(&self) -> &str {
         self.worker.as_ref().map_or("none", |worker| worker.id().as_str())
@@ -237,15 +243,15 @@ impl Drop for RequestContext {
 }
 
 /// 128 random bits: never two alike, and nobody can guess another's.
-fn new_request_id() -> String {
+fn new_request_id() -> HeaderValue {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let random: [u8; 16] = rand::rng().random();
-    let mut id = vec![0; 32];
+    let mut id = [0; 32];
     for (pair, byte) in id.chunks_exact_mut(2).zip(random) {
         pair[0] = DIGITS[usize::from(byte >> 4)];
         pair[1] = DIGITS[usize::from(byte & 15)];
     }
-    String::from_utf8(id).expect("digits are ASCII")
+    HeaderValue::from_bytes(&id).expect("digits are ASCII")
 }
 
 #[cfg(test)]
@@ -254,7 +260,8 @@ mod tests {
 
     #[test]
     fn an_id_is_128_bits_in_hexadecimal() {
-        let ids: Vec<_> = (0..64).map(|_| new_request_id()).collect();
+        let ids = (0..64).map(|_| new_request_id());
+        let ids: Vec<_> = ids.map(|id| id.to_str().expect("digits").to_owned()).collect();
         for id in &ids {
             assert!(id.len() == 32 && u128::from_str_radix(id, 16).is_ok(), "{id}");
         }

@@ -1,6 +1,6 @@
 //! The way back: what the answer says about the worker, and how the request ends.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header;
@@ -27,21 +27,22 @@ pub(super) fn on_response_header(
     if response.status.is_informational() {
         return;
     }
+    let now = clock::now();
     ctx.stands();
     let content_type = response.headers.get(header::CONTENT_TYPE);
     ctx.stream.is_sse =
         content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
     let outcome = outcome_of(response);
     if outcome != Outcome::Success {
-        ctx.refused(clock::now());
+        ctx.refused(now);
     } else if !ctx.stream.is_sse {
         // A stream's header comes before any prefill: there the first content is the sign.
-        ctx.whole_answer(clock::now());
+        ctx.whole_answer(now);
     }
     if let Some(attempt) = &ctx.attempt
         && (outcome == Outcome::Success || has_enough(response))
     {
-        fleet.record_taken(&attempt.picked, outcome == Outcome::Success, clock::now());
+        fleet.record_taken(&attempt.picked, outcome == Outcome::Success, now);
     }
     let plain = !response.headers.contains_key(header::CONTENT_ENCODING);
     if outcome == Outcome::Success && ctx.kind == PromptKind::Prompt && plain {
@@ -52,8 +53,8 @@ pub(super) fn on_response_header(
     }
     match outcome {
         Outcome::Success if ctx.stream.is_sse => {}
-        Outcome::Success => ctx.goes_well(fleet, clock::now()),
-        outcome => ctx.record_outcome(fleet, outcome, clock::now()),
+        Outcome::Success => ctx.goes_well(fleet, now),
+        outcome => ctx.record_outcome(fleet, outcome, now),
     }
 }
 
@@ -87,8 +88,9 @@ pub(super) fn on_response_chunk(
     if ctx.stream.is_sse {
         on_stream_chunk(fleet, came, end, ctx);
     } else if end {
-        take_feedback(fleet, ctx);
-        ctx.record_outcome(fleet, Outcome::Success, clock::now());
+        let now = clock::now();
+        take_feedback(fleet, ctx, now);
+        ctx.record_outcome(fleet, Outcome::Success, now);
     }
     if let Some(strip) = &mut ctx.stream.strip {
         let mut left = passing.as_ref().map(|chunk| strip.feed(chunk)).unwrap_or_default();
@@ -127,17 +129,17 @@ fn on_stream_chunk(fleet: &Fleet, came: &[u8], end: bool, ctx: &mut RequestConte
         ctx.stream.last_chunk = Some(now);
     }
     if end {
-        take_feedback(fleet, ctx);
+        take_feedback(fleet, ctx, now);
         ctx.record_outcome(fleet, Outcome::Success, now);
     }
 }
 
 /// What the answer says of the cache, now that it has ended.
-fn take_feedback(fleet: &Fleet, ctx: &mut RequestContext) {
+fn take_feedback(fleet: &Fleet, ctx: &mut RequestContext, now: Instant) {
     let (Some(watch), Some(attempt)) = (ctx.stream.usage.take(), &ctx.attempt) else { return };
     let usage = watch.finish();
     let prompts = std::mem::take(&mut ctx.facts.prompts);
-    ctx.verdict = fleet.feedback(&attempt.picked, &prompts, usage.as_ref(), clock::now());
+    ctx.verdict = fleet.feedback(&attempt.picked, &prompts, usage.as_ref(), now);
 }
 
 /// The request failed: answers, unless the client is gone. Gives the status for the log.
@@ -212,7 +214,7 @@ pub(super) fn on_end(session: &Session, error: Option<&Error>, ctx: &mut Request
         let prompt = ctx.regret.prompt_tokens > 0;
         access_log::write(&access_log::Line {
             ts: access_log::unix_s(),
-            id: &ctx.request_id,
+            id: ctx.request_id(),
             method: header.method.as_str(),
             path: header.uri.path(),
             model: ctx.facts.model.as_deref().unwrap_or(""),

@@ -180,9 +180,9 @@ impl ProxyHttp for Proxy {
         ctx.endpoint = Endpoint::of(&header.method, header.uri.path());
         if ctx.config().headers.trust_request_id
             && let Some(id) = header.headers.get(respond::REQUEST_ID)
-            && let Some(id) = id.to_str().ok().filter(|id| !id.is_empty() && id.len() <= 200)
+            && id.to_str().is_ok_and(|id| !id.is_empty() && id.len() <= 200)
         {
-            id.clone_into(&mut ctx.request_id);
+            ctx.request_id = id.clone();
         }
         if local::answer(session, ctx, &self.fleet, !self.keeps_clients()).await? {
             return Ok(true);
@@ -249,7 +249,7 @@ impl ProxyHttp for Proxy {
                 request.remove_header(name);
             }
         }
-        request.insert_header(respond::REQUEST_ID, ctx.request_id.as_str())?;
+        upstream::name_request(request, ctx.request_id.clone())?;
         request.remove_header(&header::EXPECT);
         if let Some(held) = ctx.held.as_ref().filter(|held| held.whole) {
             body::frame(request, held.bytes.len())?;

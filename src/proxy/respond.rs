@@ -1,7 +1,7 @@
 //! Answers of our own, and the headers on every answer. The only place that writes an error.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, header, response::Parts};
 use pingora::{Result as PingoraResult, http::ResponseHeader, prelude::Session};
 use smallvec::SmallVec;
 
@@ -24,17 +24,37 @@ pub(super) const OURS: [HeaderName; 5] = [BACKEND, REASON, MATCHED, REQUEST_ID, 
 
 /// Puts the router's headers on an answer, in the place of any that came from elsewhere.
 ///
+/// Names come out in one spelling, whatever the worker's was (RFC 9110, 5.1): Pingora keeps that in a
+/// second map of headers, and each header that is set costs as much again there, and a parse of its
+/// name.
+///
 /// # Errors
 /// None in practice: the values are checked where they are made.
 pub(super) fn stamp(response: &mut ResponseHeader, ctx: &RequestContext) -> PingoraResult<()> {
-    response.remove_header(&POLICY);
+    let matched = HeaderValue::from_bytes(&share_of(ctx.matched));
+    let matched = matched.unwrap_or(HeaderValue::from_static("none"));
     let none = HeaderValue::from_static("none");
     let worker = ctx.worker.as_ref().map_or(none, |worker| worker.header().clone());
-    response.insert_header(BACKEND, worker)?;
     let reason = ctx.reason.map_or("none", Reason::as_str);
-    response.insert_header(REASON, HeaderValue::from_static(reason))?;
-    response.insert_header(MATCHED, share_of(ctx.matched).as_slice())?;
-    response.insert_header(REQUEST_ID, ctx.request_id.as_str())
+
+    let phrase = response.get_reason_phrase();
+    let own_phrase = phrase.filter(|phrase| Some(*phrase) != response.status.canonical_reason());
+    let own_phrase = own_phrase.map(str::to_owned);
+    let empty = ResponseHeader::from(http::Response::new(()).into_parts().0);
+    let mut parts = Parts::from(std::mem::replace(response, empty));
+    let headers = &mut parts.headers;
+    headers.remove(&POLICY);
+    // And what Pingora adds: with room for all, the map grows once.
+    headers.reserve(OURS.len());
+    headers.insert(BACKEND, worker);
+    headers.insert(REASON, HeaderValue::from_static(reason));
+    headers.insert(MATCHED, matched);
+    headers.insert(REQUEST_ID, ctx.request_id.clone());
+    *response = ResponseHeader::from(parts);
+    match own_phrase {
+        Some(phrase) => response.set_reason_phrase(Some(&phrase)),
+        None => Ok(()),
+    }
 }
 
 /// Matched blocks / blocks of the prompt.

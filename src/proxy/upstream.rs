@@ -5,9 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pingora::{Error, ErrorSource, ErrorType, prelude::HttpPeer, tls::x509::X509};
+use http::{HeaderValue, request::Parts};
+use pingora::{
+    Error, ErrorSource, ErrorType, Result as PingoraResult, http::RequestHeader, prelude::HttpPeer,
+    tls::x509::X509,
+};
 
-use super::context::Attempt;
+use super::{context::Attempt, respond::REQUEST_ID};
 use crate::{
     config::{Config, ConfigError, Timeouts, WorkerUrl},
     wire::error_body::OwnError,
@@ -70,6 +74,24 @@ impl Peers {
         options.ca.clone_from(&self.ca);
         peer
     }
+}
+
+/// Puts `X-Request-Id` on what the worker gets, and its headers' names in one spelling, as on an
+/// answer ([`respond::stamp`](super::respond::stamp)).
+///
+/// # Errors
+/// None in practice.
+pub(super) fn name_request(request: &mut RequestHeader, id: HeaderValue) -> PingoraResult<()> {
+    let target = request.uri.path_and_query().map(|target| target.as_str().as_bytes());
+    if target != Some(request.raw_path()) {
+        // It names a host, or is no UTF-8: only Pingora's own type can hold it.
+        return request.insert_header(REQUEST_ID, id);
+    }
+    let empty = RequestHeader::from(http::Request::new(()).into_parts().0);
+    let mut parts = Parts::from(std::mem::replace(request, empty));
+    parts.headers.insert(REQUEST_ID, id);
+    *request = RequestHeader::from(parts);
+    Ok(())
 }
 
 /// What an error after the connection stood means.

@@ -80,9 +80,11 @@ pub(super) struct Frame<'a> {
     pub(super) takes_string: bool,
     /// Whether only the system prompt and tools are asked for; the rest is neither read nor written.
     pub(super) only_leading: bool,
+    /// Whether the system prompt and tools are hashed.
+    pub(super) hash_leading: bool,
 }
 
-/// Hash of a system prompt and tools; `None` where there are none.
+/// Hash of a system prompt and tools; `None` where there are none, or nobody asks.
 pub(super) type Prefix = Option<u64>;
 
 /// Writes a conversation; gives the hash of its system prompt and tools (if any), or `None` when
@@ -92,7 +94,8 @@ pub(super) fn write(frame: &Frame<'_>, list: List<'_>, hasher: &mut BlockHasher)
         frame,
         // The system prompt and tools are hashed once more, without the secret: `prefix-affinity`
         // must agree between routers and over restarts.
-        sink: Tee { hasher, leading: Some(Xxh3::new()) },
+        sink: Tee { hasher, leading: frame.hash_leading.then(Xxh3::new) },
+        leads: true,
         prefix: None,
     };
     if !frame.head.is_empty() {
@@ -146,16 +149,18 @@ pub(super) fn write(frame: &Frame<'_>, list: List<'_>, hasher: &mut BlockHasher)
 struct Writer<'a> {
     frame: &'a Frame<'a>,
     sink: Tee<'a>,
+    /// Whether nothing but leading messages has come.
+    leads: bool,
     prefix: Option<u64>,
 }
 
 impl Writer<'_> {
     fn is_done(&self) -> bool {
-        self.frame.only_leading && self.sink.leading.is_none()
+        self.frame.only_leading && !self.leads
     }
 
     fn message(&mut self, message: &Message<'_>, whole: &str) {
-        if !(self.frame.leads && self.sink.leading.is_some() && message.leads()) {
+        if !(self.frame.leads && self.leads && message.leads()) {
             self.end_of_leading();
         }
         if !self.is_done() {
@@ -165,7 +170,7 @@ impl Writer<'_> {
 
     /// Behind the leading messages come the tools; there the common part of prompts ends.
     fn end_of_leading(&mut self) {
-        if self.sink.leading.is_none() {
+        if !std::mem::take(&mut self.leads) {
             return;
         }
         for tools in self.frame.tools {
@@ -218,8 +223,14 @@ mod tests {
 
     /// The bytes that were written, and the hash of the leading ones.
     fn written(list: List<'_>, only_leading: bool) -> (u64, Option<Prefix>) {
-        let frame =
-            Frame { head: "", tools: ["", ""], leads: true, takes_string: true, only_leading };
+        let frame = Frame {
+            head: "",
+            tools: ["", ""],
+            leads: true,
+            takes_string: true,
+            only_leading,
+            hash_leading: true,
+        };
         let block_bytes = std::num::NonZeroUsize::new(16).expect("not zero");
         let mut hasher = BlockHasher::new(Secret::from_seed(1).root(&[]), block_bytes);
         let prefix = write(&frame, list, &mut hasher);

@@ -40,6 +40,8 @@ pub struct Hashing {
     pub block_bytes: NonZeroUsize,
     /// Names of one model: each further one, and the first.
     pub aliases: Arc<HashMap<String, String>>,
+    /// Whether anybody asks for [`Facts::prefix`].
+    pub prefixes: bool,
 }
 
 impl Hashing {
@@ -88,7 +90,7 @@ pub struct Facts {
     pub stream: bool,
     /// `user`, hashed: the session when no header names one.
     pub user: Option<u64>,
-    /// The system prompt and tools, hashed.
+    /// The system prompt and tools, hashed, where [`Hashing::prefixes`] asks for it.
     pub prefix: Option<u64>,
     /// `cache_salt`; empty = none.
     pub cache_salt: String,
@@ -289,6 +291,7 @@ fn read_prompts(
                 leads: form != PromptForm::Messages,
                 takes_string: form == PromptForm::Responses,
                 only_leading: !names_text,
+                hash_leading: asked.hashing.prefixes,
             };
             let list = match &body.messages {
                 _ if form == PromptForm::Responses => List::Raw(input),

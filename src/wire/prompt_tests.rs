@@ -6,7 +6,7 @@ use super::*;
 
 fn hashing() -> Hashing {
     let block_bytes = NonZeroUsize::new(16).expect("not zero");
-    Hashing { secret: Secret::from_seed(1), block_bytes, aliases: Arc::default() }
+    Hashing { secret: Secret::from_seed(1), block_bytes, aliases: Arc::default(), prefixes: true }
 }
 
 fn read(form: PromptForm, body: &str) -> Facts {
