@@ -1,5 +1,7 @@
 //! What is JSON and what is not, held against serde_json.
 
+use std::borrow::Cow;
+
 use proptest::prelude::*;
 use serde::de::IgnoredAny;
 
@@ -170,5 +172,20 @@ proptest! {
     fn arbitrary_text_does_no_harm(json in any::<String>()) {
         let _ = (read_whole(&json), text(&json));
         write_text(&json, |_| ());
+    }
+}
+
+#[test]
+fn a_mark_is_seen_wherever_it_stands_in_a_long_string() {
+    for len in [0, 31, 32, 33, 64, 100] {
+        for at in 0..=len {
+            for mark in ["\"", "\\n", "\\u00e9", "\\x", "\\", "\n", "\u{1}", "é", "\u{7f}"] {
+                let string = format!("\"{}{mark}{}\"", "a".repeat(at), "b".repeat(len - at));
+                for json in [format!("[{string},1]"), format!("[{string},\n1]"), string] {
+                    let valid = serde_json::from_str::<IgnoredAny>(&json).is_ok();
+                    assert_eq!(read_whole(&json).is_some(), valid, "{json}");
+                }
+            }
+        }
     }
 }

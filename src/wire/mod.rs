@@ -10,6 +10,7 @@ pub mod error_body;
 pub mod event;
 pub mod include_usage;
 mod json;
+mod json_text;
 mod kv_event_fields;
 pub mod kv_events;
 pub mod models;
