@@ -24,32 +24,32 @@ pub(super) const OURS: [HeaderName; 5] = [BACKEND, REASON, MATCHED, REQUEST_ID, 
 
 /// Puts the router's headers on an answer, in the place of any that came from elsewhere.
 ///
-/// Names come out in one spelling, whatever the worker's was (RFC 9110, 5.1): Pingora keeps that in a
-/// second map of headers, and each header that is set costs as much again there, and a parse of its
-/// name.
-///
 /// # Errors
 /// None in practice: the values are checked where they are made.
 pub(super) fn stamp(response: &mut ResponseHeader, ctx: &RequestContext) -> PingoraResult<()> {
-    let matched = HeaderValue::from_bytes(&share_of(ctx.matched));
-    let matched = matched.unwrap_or(HeaderValue::from_static("none"));
     let none = HeaderValue::from_static("none");
+    let matched = HeaderValue::from_bytes(&share_of(ctx.matched)).unwrap_or(none.clone());
     let worker = ctx.worker.as_ref().map_or(none, |worker| worker.header().clone());
-    let reason = ctx.reason.map_or("none", Reason::as_str);
+    let reason = HeaderValue::from_static(ctx.reason.map_or("none", Reason::as_str));
+    put(response, [worker, reason, matched, ctx.request_id.clone()])
+}
 
+/// Sets the four headers that every answer has.
+///
+/// The names of all come out in one spelling, whatever the worker's was (RFC 9110, 5.1). Pingora keeps
+/// that in a second map, and setting a header costs twice as much there, besides a parse of its name.
+fn put(response: &mut ResponseHeader, values: [HeaderValue; 4]) -> PingoraResult<()> {
     let phrase = response.get_reason_phrase();
     let own_phrase = phrase.filter(|phrase| Some(*phrase) != response.status.canonical_reason());
     let own_phrase = own_phrase.map(str::to_owned);
     let empty = ResponseHeader::from(http::Response::new(()).into_parts().0);
     let mut parts = Parts::from(std::mem::replace(response, empty));
-    let headers = &mut parts.headers;
-    headers.remove(&POLICY);
-    // And what Pingora adds: with room for all, the map grows once.
-    headers.reserve(OURS.len());
-    headers.insert(BACKEND, worker);
-    headers.insert(REASON, HeaderValue::from_static(reason));
-    headers.insert(MATCHED, matched);
-    headers.insert(REQUEST_ID, ctx.request_id.clone());
+    parts.headers.remove(&POLICY);
+    // With room for these and for what Pingora adds the map grows once.
+    parts.headers.reserve(values.len() + 1);
+    for (name, value) in [BACKEND, REASON, MATCHED, REQUEST_ID].into_iter().zip(values) {
+        parts.headers.insert(name, value);
+    }
     *response = ResponseHeader::from(parts);
     match own_phrase {
         Some(phrase) => response.set_reason_phrase(Some(&phrase)),
@@ -123,6 +123,49 @@ pub(super) async fn send_error(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ours_take_the_place_of_others_and_all_else_stays() {
+        let mut response = ResponseHeader::build(200, None).expect("a status");
+        response.set_reason_phrase(Some("Fine")).expect("a phrase");
+        for (name, value) in [
+            ("Set-Cookie", "a"),
+            ("X-Own", "1"),
+            ("X-Router-Backend", "evil"),
+            ("x-router-backend", "worse"),
+            ("X-Router-Policy", "evil"),
+            ("Set-Cookie", "b"),
+        ] {
+            response.append_header(name, value).expect("a header");
+        }
+        let values = ["w0", "prefix", "1/2", "id"].map(HeaderValue::from_static);
+        put(&mut response, values).expect("all fits");
+        let mut wire = Vec::new();
+        response.header_to_h1_wire(&mut wire);
+        let wire = String::from_utf8(wire).expect("ASCII");
+        let mut lines: Vec<_> = wire.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(
+            lines,
+            [
+                "Set-Cookie: a",
+                "Set-Cookie: b",
+                "x-own: 1",
+                "x-request-id: id",
+                "x-router-backend: w0",
+                "x-router-matched: 1/2",
+                "x-router-reason: prefix",
+            ]
+        );
+        assert_eq!(response.get_reason_phrase(), Some("Fine"));
+        response.set_status(404).expect("a status");
+        response.set_reason_phrase(None).expect("none");
+        put(&mut response, [const { HeaderValue::from_static("none") }; 4]).expect("all fits");
+        assert_eq!(
+            (response.status.as_u16(), response.get_reason_phrase()),
+            (404, Some("Not Found"))
+        );
+    }
 
     #[test]
     fn a_share_is_two_numbers() {

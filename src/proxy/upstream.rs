@@ -144,3 +144,29 @@ impl Loss {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_target_is_kept_byte_by_byte() {
+        let targets: [&[u8]; 5] = [b"/v1/x?a=%20&b", b"/", b"*", b"http://host/v1/x", b"/\xff/x"];
+        for target in targets {
+            let mut request = RequestHeader::build("POST", target, None).expect("a target");
+            for (name, value) in [("Host", "h"), ("X-Own", "1"), ("X-Request-Id", "evil")] {
+                request.append_header(name, value).expect("a header");
+            }
+            let before = request.raw_path().to_vec();
+            name_request(&mut request, HeaderValue::from_static("id")).expect("all fits");
+            assert_eq!(request.raw_path(), before);
+            assert_eq!(request.method, http::Method::POST);
+            let mut wire = Vec::new();
+            request.header_to_h1_wire(&mut wire);
+            let wire = String::from_utf8(wire).expect("ASCII").to_lowercase();
+            let mut lines: Vec<_> = wire.lines().collect();
+            lines.sort_unstable();
+            assert_eq!(lines, ["host: h", "x-own: 1", "x-request-id: id"]);
+        }
+    }
+}
