@@ -12,10 +12,11 @@
 //! hashes. Where two different chains of engine blocks carry the same text (tokenised twice), a
 //! removal in either removes what they share: too little is matched then, never too much.
 
-use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::{Index, IndexMut};
 
-use super::super::block::{BlockHash, Chain, Place, PlaceMap, mix};
+use super::super::block::{BlockHash, mix};
+use super::record::{Record, RecordId};
+use super::record_map::RecordMap;
 
 /// An engine's name for one of its blocks, as it reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,76 +78,11 @@ pub struct EngineStats {
     pub bytes: usize,
 }
 
-/// A slot of `EngineBlocks::records`, plus one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RecordId(NonZeroU32);
-
-impl RecordId {
-    pub(super) fn from_slot(slot: usize) -> Self {
-        let id = u32::try_from(slot + 1).ok().and_then(NonZeroU32::new);
-        Self(id.expect("2^32 records do not fit in memory"))
-    }
-
-    pub(super) const fn slot(self) -> usize {
-        self.0.get() as usize - 1
-    }
-
-    pub(super) const fn place(self) -> Place {
-        Place { id: self.0.get(), depth: 0 }
-    }
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Record {
-    pub(super) id: EngineBlockId,
-    /// The engine block before, if one of our blocks covers bytes of both.
-    pub(super) parent: Option<EngineBlockId>,
-    /// Whether it begins inside one of our blocks; its `parent` may have been lost since.
-    pub(super) joined: bool,
-    /// The size of our blocks that it was cut into; see [`Record::size`].
-    pub(super) block_bytes: u16,
-    /// Physical copies; zero in a record kept for others.
-    pub(super) copies: u32,
-    /// Our blocks complete at its end, from the root, and the chain there.
-    pub(super) depth: u32,
-    pub(super) chain: Chain,
-    /// Bytes after the last of those.
-    pub(super) tail: Box<[u8]>,
-    /// Those of them that it completes.
-    pub(super) completed: Box<[BlockHash]>,
-    /// The list of records whose `parent` it is, and its own place in such a list.
-    pub(super) first_child: Option<RecordId>,
-    pub(super) next: Option<RecordId>,
-    pub(super) previous: Option<RecordId>,
-}
-
-impl Record {
-    /// A block size as it is kept: from 64 KiB on (none is that large) all count as one.
-    pub(super) fn size(block_bytes: NonZeroUsize) -> u16 {
-        u16::try_from(block_bytes.get()).unwrap_or(u16::MAX)
-    }
-
-    pub(super) fn heap_bytes(&self) -> usize {
-        self.tail.len() + size_of_val(&*self.completed)
-    }
-
-    /// The last of our blocks complete at its end.
-    pub(super) fn above(&self) -> Option<BlockHash> {
-        (self.depth > 0).then(|| self.chain.last_block())
-    }
-
-    /// Whether this is the same text in the same place.
-    pub(super) fn agrees(&self, other: &Self) -> bool {
-        let place = |r: &Self| (r.parent, r.joined, r.block_bytes, r.depth, r.chain);
-        place(self) == place(other) && self.tail == other.tail && self.completed == other.completed
-    }
-}
-
 /// The engine blocks that a worker reported, by id. Records lie densely in memory.
 #[derive(Clone, Debug)]
 pub struct EngineBlocks {
     pub(super) records: Vec<Record>,
-    pub(super) by_id: PlaceMap,
+    pub(super) by_id: RecordMap,
     /// Records with `copies` above zero.
     pub(super) held: usize,
     /// Sum of `Record::heap_bytes`.
@@ -156,7 +92,7 @@ pub struct EngineBlocks {
 
 impl EngineBlocks {
     pub(super) fn new(bytes_max: usize) -> Self {
-        let (records, by_id) = (Vec::new(), PlaceMap::default());
+        let (records, by_id) = (Vec::new(), RecordMap::default());
         Self { records, by_id, held: 0, heap_bytes: 0, bytes_max }
     }
 
@@ -173,8 +109,7 @@ impl EngineBlocks {
     }
 
     pub(super) fn find(&self, id: EngineBlockId) -> Option<RecordId> {
-        let place = self.by_id.get(mix(id.0))?;
-        Some(RecordId(NonZeroU32::new(place.id)?))
+        self.by_id.get(mix(id.0), |number| self[RecordId(number)].id == id).map(RecordId)
     }
 
     pub(super) fn find_held(&self, id: EngineBlockId) -> Option<RecordId> {
@@ -183,7 +118,8 @@ impl EngineBlocks {
 
     /// The engine blocks held, each with its copies.
     pub(super) fn copies(&self) -> impl Iterator<Item = (EngineBlockId, u32)> {
-        self.records.iter().filter(|record| record.copies > 0).map(|r| (r.id, r.copies))
+        let held = self.records.iter().filter(|record| record.copies > 0);
+        held.map(|record| (record.id, record.copies.into()))
     }
 
     /// Counts one more copy; true if there was none.
@@ -197,7 +133,7 @@ impl EngineBlocks {
     }
 
     pub(super) fn children(&self, of: RecordId) -> impl Iterator<Item = RecordId> {
-        std::iter::successors(self[of].first_child, move |&at| self[at].next)
+        std::iter::successors(self[of].first_child(), move |&at| self[at].next())
     }
 
     /// Whether all that lies under the last, incomplete block of ours in `at` is held.
@@ -207,10 +143,10 @@ impl EngineBlocks {
             if record.copies == 0 {
                 return false;
             }
-            if !record.completed.is_empty() || !record.joined {
+            if !record.completed().is_empty() || !record.joined() {
                 return true;
             }
-            let Some(parent) = record.parent.and_then(|parent| self.find(parent)) else {
+            let Some(parent) = record.parent().and_then(|parent| self.find(parent)) else {
                 return false;
             };
             at = parent;
@@ -225,7 +161,7 @@ impl EngineBlocks {
         while let Some((at, covered)) = todo.pop() {
             for child in self.children(at) {
                 let covered = covered && self[child].copies > 0;
-                match self[child].completed.first() {
+                match self[child].completed().first() {
                     Some(&joint) => joints.push((&self[child], joint, covered)),
                     None => todo.push((child, covered)),
                 }
@@ -259,7 +195,7 @@ impl EngineBlocks {
     /// the bound allows it.
     pub(super) fn reserve_for(&mut self, records: usize, heap_bytes: usize) {
         let fixed = records.saturating_mul(size_of::<Record>()).saturating_add(heap_bytes);
-        if fixed.saturating_add(PlaceMap::bytes_for(records)) <= self.bytes_max {
+        if fixed.saturating_add(RecordMap::bytes_for(records)) <= self.bytes_max {
             self.records.reserve_exact(records);
             self.by_id.reserve(records, 0);
         }
@@ -271,21 +207,30 @@ impl EngineBlocks {
         let at = RecordId::from_slot(self.records.len());
         self.records.reserve_exact(step);
         self.by_id.reserve(self.records.len() + 1, self.bytes_max - fixed);
-        self.by_id.set(mix(record.id.0), at.place());
+        self.by_id.add(mix(record.id.0), at.0);
         self.heap_bytes += record.heap_bytes();
         self.held += usize::from(record.copies > 0);
         self.records.push(record);
         at
     }
 
-    /// Puts a record at the head of its parent's list, if that is known.
+    /// The record of an engine block that others may begin inside a block of ours with: one that
+    /// ends with a block of ours shares none.
+    pub(super) fn find_parent(&self, id: EngineBlockId) -> Option<RecordId> {
+        self.find(id).filter(|&at| self[at].may_be_parent())
+    }
+
+    /// Puts a record at the head of its parent's list; without such a parent it has none.
     pub(super) fn link(&mut self, at: RecordId) {
-        if let Some(parent) = self[at].parent.and_then(|parent| self.find(parent)) {
-            let next = self[parent].first_child.replace(at);
-            self[at].next = next;
-            if let Some(next) = next {
-                self[next].previous = Some(at);
-            }
+        let Some(parent) = self[at].parent() else { return };
+        let Some(parent) = self.find_parent(parent) else {
+            self[at].set_parent(None);
+            return;
+        };
+        let next = self[parent].set_first_child(Some(at));
+        self[at].set_next(next);
+        if let Some(next) = next {
+            self[next].set_previous(Some(at));
         }
     }
 
@@ -296,30 +241,32 @@ impl EngineBlocks {
         forward: Option<RecordId>,
         back: Option<RecordId>,
     ) {
-        let Record { previous, next, parent, .. } = self[at];
+        let record = &self[at];
+        let (previous, next, parent) = (record.previous(), record.next(), record.parent());
         if let Some(previous) = previous {
-            self[previous].next = forward;
+            self[previous].set_next(forward);
         } else if let Some(parent) = parent.and_then(|parent| self.find(parent)) {
-            self[parent].first_child = forward;
+            self[parent].set_first_child(forward);
         }
         if let Some(next) = next {
-            self[next].previous = back;
+            self[next].set_previous(back);
         }
     }
 
     /// Drops a record that is gone and has no other linked to it, and those above that it kept.
     pub(super) fn free(&mut self, mut at: RecordId) {
-        while self[at].copies == 0 && self[at].first_child.is_none() {
-            self.relink(at, self[at].next, self[at].previous);
+        while self[at].copies == 0 && self[at].first_child().is_none() {
+            self.relink(at, self[at].next(), self[at].previous());
+            let id = self[at].id;
+            self.by_id.remove(mix(id.0), at.0);
             let moved = RecordId::from_slot(self.records.len() - 1);
             if moved != at {
                 self.relink(moved, Some(at), Some(at));
-                self.by_id.set(mix(self[moved].id.0), at.place());
+                self.by_id.renumber(mix(self[moved].id.0), moved.0, at.0);
             }
             let record = self.records.swap_remove(at.slot());
-            self.by_id.remove(mix(record.id.0));
             self.heap_bytes -= record.heap_bytes();
-            let Some(parent) = record.parent.and_then(|parent| self.find(parent)) else { break };
+            let Some(parent) = record.parent().and_then(|parent| self.find(parent)) else { break };
             at = parent;
         }
     }
@@ -353,12 +300,12 @@ impl EngineBlocks {
 
     /// Cuts the links of all records that are linked to `at`: their joints stay removed.
     pub(super) fn orphan_children(&mut self, at: RecordId) {
-        let mut child = self[at].first_child.take();
+        let mut child = self[at].set_first_child(None);
         while let Some(id) = child {
             let record = &mut self[id];
-            record.parent = None;
-            record.previous = None;
-            child = record.next.take();
+            record.set_parent(None);
+            record.set_previous(None);
+            child = record.set_next(None);
         }
     }
 
@@ -374,16 +321,16 @@ impl EngineBlocks {
         let mut linked = 0;
         for (at, record) in self.records.iter().enumerate() {
             assert_eq!(self.find(record.id), Some(RecordId::from_slot(at)), "record of an id");
-            assert!(record.copies > 0 || record.first_child.is_some(), "a record nobody needs");
+            assert!(record.copies > 0 || record.first_child().is_some(), "a record nobody needs");
             let mut previous = None;
             for child in self.children(RecordId::from_slot(at)) {
-                assert_eq!(self[child].parent, Some(record.id), "a child names its parent");
-                assert_eq!(self[child].previous, previous, "links disagree");
+                assert_eq!(self[child].parent(), Some(record.id), "a child names its parent");
+                assert_eq!(self[child].previous(), previous, "links disagree");
                 previous = Some(child);
                 linked += 1;
             }
         }
-        let with_parent = self.records.iter().filter(|record| record.parent.is_some()).count();
+        let with_parent = self.records.iter().filter(|record| record.parent().is_some()).count();
         assert_eq!(linked, with_parent, "every child is in its parent's list");
     }
 }

@@ -7,7 +7,8 @@
 
 use super::super::block::{BlockHash, Chain};
 use super::super::index::{Holder, ImageCursor};
-use super::engine_blocks::{EngineBlockId, EngineBlocks, Record, RecordId};
+use super::engine_blocks::{EngineBlockId, EngineBlocks};
+use super::record::{Record, RecordId, Told};
 use super::{Index, WorkerCache};
 
 /// No block lies deeper; a prompt of so many blocks fits no request. Depths can then not overflow.
@@ -109,17 +110,17 @@ impl RecordsImage {
     fn push(&mut self, record: &Record) {
         self.records.push(RecordImage {
             id: record.id,
-            parent: record.parent,
-            joined: record.joined,
+            parent: record.parent(),
+            joined: record.joined(),
             block_bytes: record.block_bytes,
-            copies: record.copies,
+            copies: record.copies.into(),
             depth: record.depth,
-            chain: record.chain,
-            tail_bytes: record.tail.len() as u32,
-            completed: record.completed.len() as u32,
+            chain: record.chain(),
+            tail_bytes: record.tail().len() as u32,
+            completed: record.completed().len() as u32,
         });
-        self.tails.extend_from_slice(&record.tail);
-        self.completed.extend_from_slice(&record.completed);
+        self.tails.extend_from_slice(record.tail());
+        self.completed.extend_from_slice(record.completed());
     }
 
     /// The records that can be one.
@@ -137,19 +138,18 @@ impl RecordsImage {
                 && (tail.len() < usize::from(size) || size == u16::MAX)
                 && own.len() <= image.depth as usize
                 && image.depth <= DEPTH_MAX;
-            sound.then(|| Record {
-                id: image.id,
-                parent: image.parent.filter(|&parent| parent != image.id),
-                joined: image.joined,
-                block_bytes: image.block_bytes,
-                copies: image.copies,
-                depth: image.depth,
-                chain: own.last().map_or(image.chain, |&last| last.into()),
-                tail: tail.into(),
-                completed: own.into(),
-                first_child: None,
-                next: None,
-                previous: None,
+            sound.then(|| {
+                Record::from(Told {
+                    id: image.id,
+                    parent: image.parent.filter(|&parent| parent != image.id),
+                    joined: image.joined,
+                    block_bytes: image.block_bytes,
+                    copies: image.copies.try_into().unwrap_or(u16::MAX),
+                    depth: image.depth,
+                    chain: image.chain,
+                    tail,
+                    completed: own,
+                })
             })
         })
     }
@@ -161,14 +161,14 @@ impl EngineBlocks {
             records: Vec::with_capacity(self.records.len()),
             // Where engine blocks end with ours, as with tokens, there are none.
             tails: Vec::new(),
-            completed: Vec::with_capacity(self.heap_bytes / size_of::<BlockHash>()),
+            completed: Vec::with_capacity(self.records.len()),
         };
-        for record in self.records.iter().filter(|record| record.next.is_none()) {
+        for record in self.records.iter().filter(|record| record.next().is_none()) {
             // A list is told from its end, as it grows at its head.
             let mut sibling = Some(record);
             while let Some(record) = sibling {
                 image.push(record);
-                sibling = record.previous.map(|at| &self[at]);
+                sibling = record.previous().map(|at| &self[at]);
             }
         }
         image
@@ -185,11 +185,11 @@ impl EngineBlocks {
             if blocks.fits(&record) {
                 blocks.push(record);
             } else {
-                record.completed.iter().for_each(|&block| gone(block));
+                record.completed().iter().for_each(|&block| gone(block));
             }
         }
         blocks.link_all(gone);
-        let idle = |record: &&Record| record.copies == 0 && record.first_child.is_none();
+        let idle = |record: &&Record| record.copies == 0 && record.first_child().is_none();
         let idle: Vec<_> = blocks.records.iter().filter(idle).map(|record| record.id).collect();
         for id in idle {
             if let Some(at) = blocks.find(id) {
@@ -209,14 +209,13 @@ impl EngineBlocks {
         self.cut_circles();
         let mut lost = Vec::new();
         for at in (0..self.records.len()).map(RecordId::from_slot) {
-            if self[at].parent.is_some_and(|parent| self.find(parent).is_none()) {
-                self[at].parent = None;
+            if self[at].parent().is_some_and(|parent| self.find_parent(parent).is_none()) {
                 lost.push(at);
             }
             self.link(at);
         }
         for at in lost {
-            match self[at].completed.first() {
+            match self[at].completed().first() {
                 Some(&joint) => gone(joint),
                 None => self.joints_after(at).iter().for_each(|&(_, joint, _)| gone(joint)),
             }
@@ -232,11 +231,11 @@ impl EngineBlocks {
             let mut at = RecordId::from_slot(slot);
             while passed[at.slot()] == 0 {
                 passed[at.slot()] = walk;
-                let Some(parent) = self[at].parent.and_then(|parent| self.find(parent)) else {
+                let Some(parent) = self[at].parent().and_then(|parent| self.find(parent)) else {
                     break;
                 };
                 if passed[parent.slot()] == walk {
-                    self[at].parent = None;
+                    self[at].set_parent(None);
                     break;
                 }
                 at = parent;

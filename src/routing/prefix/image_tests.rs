@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::super::block::{BlockHash, Chain, Root, Secret, mix};
-use super::engine_blocks::Record;
 use super::holdings::{RANKS_MAX, TierImage};
 use super::image::{RecordImage, RecordsImage, RunImage};
+use super::record::Record;
 use super::solo::{Alone, Solo};
 use super::*;
 
@@ -221,7 +221,9 @@ proptest! {
             let records = |cache: &Solo| {
                 let mut records = cache.cache.engine_blocks.records.clone();
                 records.sort_by_key(|record| record.id);
-                let told = |r: Record| (r.id, r.parent, r.copies, r.tail, r.completed);
+                let told = |r: Record| {
+                    (r.id, r.parent(), r.copies, r.tail().to_vec(), r.completed().to_vec())
+                };
                 records.into_iter().map(told).collect::<Vec<_>>()
             };
             prop_assert_eq!(records(&restored), records(&cache));

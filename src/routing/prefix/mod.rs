@@ -6,7 +6,8 @@
 //! prompt. A worker's [`Holdings`] are rows of it (one for each engine behind its address) with a
 //! [`layer`] for each kind of belief, and what the engine called the blocks.
 //!
-//! The parts: `engine_blocks` (a worker's reports in its own block ids), `worker_cache` (what they
+//! The parts: `engine_blocks` (a worker's reports in its own block ids) of `record`s in a
+//! `record_map`, `worker_cache` (what they
 //! mean for the index), [`holdings`] (what one worker holds in all its caches), [`image`] (the same,
 //! told to others), and `digest`, which compares it with what the worker says.
 
@@ -14,6 +15,8 @@ mod digest;
 mod engine_blocks;
 pub mod holdings;
 pub mod image;
+mod record;
+mod record_map;
 mod worker_cache;
 
 #[cfg(test)]

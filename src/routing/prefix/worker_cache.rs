@@ -9,9 +9,9 @@ use super::super::block::{BlockHash, BlockHasher, Root};
 use super::super::index::Holder;
 use super::Index;
 use super::engine_blocks::{
-    EngineBlockId, EngineBlocks, EngineStats, Record, RecordId, Rejection, RemovedOutcome,
-    StoredOutcome,
+    EngineBlockId, EngineBlocks, EngineStats, Rejection, RemovedOutcome, StoredOutcome,
 };
+use super::record::{Record, RecordId, Told};
 
 /// What one cache knows of an engine block, for another cache of the same engine to record it.
 pub(super) struct Known {
@@ -41,7 +41,7 @@ impl Run {
         joined: bool,
     ) -> Record {
         let blocks = self.hasher.blocks();
-        Record {
+        Record::from(Told {
             id,
             parent,
             joined,
@@ -49,12 +49,9 @@ impl Run {
             copies: 1,
             depth: self.depth + blocks.len() as u32,
             chain: self.hasher.chain(),
-            tail: self.hasher.tail().into(),
-            completed: blocks[complete..].into(),
-            first_child: None,
-            next: None,
-            previous: None,
-        }
+            tail: self.hasher.tail(),
+            completed: &blocks[complete..],
+        })
     }
 }
 
@@ -126,7 +123,7 @@ impl WorkerCache {
             let (complete, joined) = (run.hasher.blocks().len(), !run.hasher.tail().is_empty());
             run.hasher.push(text);
             let record = run.record(id, parent.filter(|_| joined), complete, joined);
-            let completes = !record.completed.is_empty();
+            let completes = !record.completed().is_empty();
             let mut known = self.engine_blocks.find(id);
             if let Some(at) = known.filter(|&at| !self.engine_blocks[at].agrees(&record)) {
                 Self::insert_run(tree, &mut run, complete, &mut outcome);
@@ -175,7 +172,7 @@ impl WorkerCache {
                 continue;
             };
             outcome.known += 1;
-            let copies = self.engine_blocks[at].copies - 1;
+            let copies = u32::from(self.engine_blocks[at].copies) - 1;
             outcome.removed_blocks += self.set_copies_at(tree, at, copies, &mut gone);
         }
         outcome
@@ -198,8 +195,8 @@ impl WorkerCache {
     /// before it has to be known too and is not.
     pub(super) fn known(&self, index: &Index, id: EngineBlockId) -> Option<Known> {
         let record = self.engine_blocks[self.engine_blocks.find(id)?].clone();
-        let above = match record.completed.first() {
-            Some(&first) if record.depth as usize > record.completed.len() => {
+        let above = match record.completed().first() {
+            Some(&first) if record.depth as usize > record.completed().len() => {
                 Some(index.block_before(first)??)
             }
             _ => None,
@@ -217,14 +214,13 @@ impl WorkerCache {
     ) {
         let Known { record, above } = known;
         let id = record.id;
-        let parent = record.parent.filter(|&parent| self.engine_blocks.find(parent).is_some());
-        let (first_child, next, previous) = (None, None, None);
-        let mut record = Record { parent, copies: 1, first_child, next, previous, ..record };
+        let parent = record.parent().filter(|&id| self.engine_blocks.find_parent(id).is_some());
+        let mut record = record.told_of(parent);
         let mut at = self.engine_blocks.find(id);
         if let Some(other) = at.filter(|&at| !self.engine_blocks[at].agrees(&record)) {
             self.forget(tree, other, &mut gone);
             // With it may have gone a parent that was kept for it.
-            record.parent = parent.filter(|&parent| self.engine_blocks.find(parent).is_some());
+            record.set_parent(parent.filter(|&id| self.engine_blocks.find_parent(id).is_some()));
             at = None;
         }
         if let Some(at) = at {
@@ -238,12 +234,12 @@ impl WorkerCache {
         };
         outcome.engine_blocks += 1;
         let record = &self.engine_blocks[at];
-        let parent = record.parent.and_then(|parent| self.engine_blocks.find(parent));
+        let parent = record.parent().and_then(|parent| self.engine_blocks.find(parent));
         let covered = parent.is_some_and(|parent| self.engine_blocks.tail_is_covered(parent));
-        if let Some(&joint) = record.completed.first() {
+        if let Some(&joint) = record.completed().first() {
             let (above, from) =
-                if record.joined && !covered { (Some(joint), 1) } else { (above, 0) };
-            let blocks = &record.completed[from..];
+                if record.joined() && !covered { (Some(joint), 1) } else { (above, 0) };
+            let blocks = &record.completed()[from..];
             let depth = record.depth - blocks.len() as u32;
             outcome.new_blocks += tree.hold(above, depth, blocks);
         }
@@ -297,7 +293,7 @@ impl WorkerCache {
         if record.block_bytes != size {
             return None;
         }
-        let hasher = BlockHasher::resume(record.chain, &record.tail, block_bytes);
+        let hasher = BlockHasher::resume(record.chain(), record.tail(), block_bytes);
         let (above, depth) = (record.above(), record.depth);
         Some(Run { above, depth, hasher, block_bytes: size, inserted: 0 })
     }
@@ -334,7 +330,7 @@ impl WorkerCache {
         copies: u32,
         gone: &mut impl FnMut(BlockHash),
     ) -> usize {
-        self.engine_blocks[at].copies = copies;
+        self.engine_blocks[at].copies = copies.try_into().unwrap_or(u16::MAX);
         if copies > 0 {
             return 0;
         }
@@ -353,7 +349,7 @@ impl WorkerCache {
         self.engine_blocks.held -= 1;
         let joints = self.engine_blocks.joints_after(at).into_iter();
         let joints = joints.filter(|(by, ..)| by.copies > 0).map(|(_, joint, _)| joint);
-        let completed = self.engine_blocks[at].completed.iter().rev().copied();
+        let completed = self.engine_blocks[at].completed().iter().rev().copied();
         let blocks = joints.chain(completed).inspect(|&block| gone(block));
         blocks.filter(|&block| tree.release(block)).count()
     }
