@@ -186,7 +186,8 @@ fn mix_all(load: &Workload) {
     run_mix::<dynamo::Compressed>("dynamo compressed", load);
     run_mix::<mix::SharedChain>("smg chain", load);
     run_mix::<ours::Trees>("ours: trees", load);
-    run_mix::<mix::OneLock>("ours: levels, 8 layers", load);
+    run_mix::<mix::OneLock<false>>("ours: levels, 8 layers", load);
+    run_mix::<mix::OneLock<true>>("ours: levels, 8 layers, fair", load);
     run_mix::<mix::EightLocks>("ours: levels, 8 layers, ShardedLock", load);
 }
 

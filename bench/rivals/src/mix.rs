@@ -111,11 +111,11 @@ impl Mixed for ours::Trees {
 
 type Levels = ours::Shared<8, true>;
 
-/// Ours as the product shares it: readers share the lock's one word, and who reports hands it over to
-/// whoever waits.
-pub struct OneLock(RwLock<Levels>);
+/// Ours as the product shares it: readers share the lock's one word, and if it is `FAIR` who reports
+/// hands it over to whoever waits.
+pub struct OneLock<const FAIR: bool>(RwLock<Levels>);
 
-impl Mixed for OneLock {
+impl<const FAIR: bool> Mixed for OneLock<FAIR> {
     type Index = Levels;
     fn share(index: Levels) -> Self {
         Self(RwLock::new(index))
@@ -126,7 +126,9 @@ impl Mixed for OneLock {
     fn store(&self, change: ours::LayerReport) {
         let mut index = self.0.write();
         index.apply_one(&change);
-        RwLockWriteGuard::unlock_fair(index);
+        if FAIR {
+            RwLockWriteGuard::unlock_fair(index);
+        }
     }
     fn answer(&self) -> <Levels as Index>::Answer {
         self.0.read().answer()
