@@ -2,7 +2,10 @@
 //!
 //! The rules are `routing::trust`'s and `routing::capacity`'s; here they meet the worker's index.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Instant};
+use std::{
+    sync::{LazyLock, atomic::Ordering::Relaxed},
+    time::Instant,
+};
 
 use super::{Cause, Fleet, Live, Member, apply::block_tokens_of};
 use crate::{
@@ -266,11 +269,15 @@ impl Fleet {
     }
 }
 
+/// Another in each process.
+static ID_SEED: LazyLock<u64> = LazyLock::new(rand::random);
+
 /// Bounds of a worker's holdings.
 pub(super) fn holdings_params(index: &IndexConfig, blocks_max: usize) -> HoldingsParams {
     HoldingsParams {
         blocks_max,
         engine_bytes_max: index.engine_bytes_max(),
+        id_seed: *ID_SEED,
         presumed_ttl: index.presumed_ttl,
     }
 }

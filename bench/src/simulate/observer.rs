@@ -115,6 +115,7 @@ impl Observer {
         };
         let blocks_max = ((capacity as f64 * factor) as usize).max(1);
         let params = HoldingsParams {
+            id_seed: 1,
             blocks_max,
             engine_bytes_max: 1 << 32,
             presumed_ttl: Duration::from_mins(1),

@@ -175,8 +175,13 @@ impl EngineBlocks {
     }
 
     /// Tells `gone` the blocks of ours that what is left out leaves without an engine block.
-    fn restore(bytes_max: usize, image: &RecordsImage, mut gone: impl FnMut(BlockHash)) -> Self {
-        let mut blocks = Self::new(bytes_max);
+    fn restore(
+        bytes_max: usize,
+        id_seed: u64,
+        image: &RecordsImage,
+        mut gone: impl FnMut(BlockHash),
+    ) -> Self {
+        let mut blocks = Self::new(bytes_max, id_seed);
         blocks.reserve_for(image.records.len(), image.tails.len() + size_of_val(&*image.completed));
         for record in image.sound_records() {
             if blocks.find(record.id).is_some() {
@@ -263,9 +268,10 @@ impl WorkerCache {
     /// were completed by records that are left out.
     pub fn restore(
         engine_bytes_max: usize,
+        id_seed: u64,
         image: &RecordsImage,
         gone: impl FnMut(BlockHash),
     ) -> Self {
-        Self { engine_blocks: EngineBlocks::restore(engine_bytes_max, image, gone) }
+        Self { engine_blocks: EngineBlocks::restore(engine_bytes_max, id_seed, image, gone) }
     }
 }

@@ -201,6 +201,7 @@ fn ranks_are_bounded() {
 const PARAMS: HoldingsParams = HoldingsParams {
     blocks_max: 1000,
     engine_bytes_max: 1 << 20,
+    id_seed: 5,
     presumed_ttl: Duration::from_secs(30),
 };
 

@@ -161,7 +161,7 @@ impl Solo {
         let mut index = Index::new(1 << 30);
         let owner = index.add_owner();
         assert_eq!(index.add_row(owner), Some(HOLDER.row));
-        Self { index, cache: WorkerCache::new(engine_bytes_max) }
+        Self { index, cache: WorkerCache::new(engine_bytes_max, 7) }
     }
 
     pub(super) fn stored<'a>(
@@ -224,7 +224,7 @@ impl Solo {
     pub(super) fn restore(engine_bytes_max: usize, image: &CacheImage) -> Self {
         let mut solo = Self::new(engine_bytes_max);
         image.index.restore(&mut solo.index, HOLDER);
-        solo.cache = WorkerCache::restore(engine_bytes_max, &image.records, |block| {
+        solo.cache = WorkerCache::restore(engine_bytes_max, 8, &image.records, |block| {
             solo.index.release(HOLDER, &[block]);
         });
         solo

@@ -81,9 +81,10 @@ impl Tree<'_> {
 }
 
 impl WorkerCache {
-    /// Empty; `engine_bytes_max` bounds the heap bytes of engine block records.
-    pub fn new(engine_bytes_max: usize) -> Self {
-        Self { engine_blocks: EngineBlocks::new(engine_bytes_max) }
+    /// Empty; `engine_bytes_max` bounds the heap bytes of engine block records. `id_seed` is what
+    /// [`HoldingsParams::id_seed`](super::HoldingsParams::id_seed) is.
+    pub fn new(engine_bytes_max: usize, id_seed: u64) -> Self {
+        Self { engine_blocks: EngineBlocks::new(engine_bytes_max, id_seed) }
     }
 
     /// Changes the bound. Records over it stay until the engine removes them, but no more are
@@ -254,7 +255,7 @@ impl WorkerCache {
     /// The engine dropped its whole cache: forgets the records, and returns them, as freeing them
     /// takes long. What is held in the index is its holder's, to be dropped by whoever has that.
     pub fn cleared(&mut self) -> EngineBlocks {
-        let none = EngineBlocks::new(self.engine_blocks.bytes_max);
+        let none = EngineBlocks::new(self.engine_blocks.bytes_max, self.engine_blocks.id_seed);
         std::mem::replace(&mut self.engine_blocks, none)
     }
 

@@ -176,12 +176,13 @@ impl Holdings {
         if self.ranks[at].tiers[told.tier as usize].is_some() {
             return;
         }
-        let bytes_max = self.engine_bytes_max_of(told.tier, &WorkerCache::new(0));
+        let bytes_max = self.engine_bytes_max_of(told.tier, &WorkerCache::new(0, 0));
         let holder = self.ranks[at].holder(told.tier);
         told.cache.index.restore(index, holder);
-        let cache = WorkerCache::restore(bytes_max, &told.cache.records, |block| {
-            index.release(holder, &[block]);
-        });
+        let cache =
+            WorkerCache::restore(bytes_max, self.params.id_seed, &told.cache.records, |block| {
+                index.release(holder, &[block]);
+            });
         self.ranks[at].tiers[told.tier as usize] = Some(Box::new(cache));
     }
 }

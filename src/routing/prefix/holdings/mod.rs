@@ -80,6 +80,9 @@ pub struct HoldingsParams {
     pub blocks_max: usize,
     /// Heap bytes of all records of engine blocks.
     pub engine_bytes_max: usize,
+    /// What nobody who reports knows: engines' names for blocks are spread by it, so that none can aim
+    /// them at one place. Of use when holdings are made.
+    pub id_seed: u64,
     /// How long a presumption stands at least while events could have confirmed it.
     pub presumed_ttl: Duration,
 }

@@ -191,7 +191,7 @@ impl Holdings {
             self.ranks.push(Rank { number, row, tiers: Default::default() });
         }
         let cache = &mut self.ranks[at].tiers[tier as usize];
-        cache.get_or_insert_with(|| Box::new(WorkerCache::new(0)));
+        cache.get_or_insert_with(|| Box::new(WorkerCache::new(0, self.params.id_seed)));
         Ok(())
     }
 

@@ -16,8 +16,12 @@ use super::*;
 const BLOCK_BYTES: NonZeroUsize = NonZeroUsize::new(4).expect("not zero");
 const TTL: Duration = Duration::from_secs(30);
 const ALMOST_TTL: Duration = Duration::from_millis(29_999);
-const PARAMS: HoldingsParams =
-    HoldingsParams { blocks_max: usize::MAX, engine_bytes_max: 1 << 30, presumed_ttl: TTL };
+const PARAMS: HoldingsParams = HoldingsParams {
+    blocks_max: usize::MAX,
+    engine_bytes_max: 1 << 30,
+    id_seed: 5,
+    presumed_ttl: TTL,
+};
 const PROMPT: &[u8] = b"abcdefghijklmnopqrst";
 
 fn root() -> Root {
@@ -810,7 +814,7 @@ proptest! {
     ) {
         let (mut holdings, mut now) = start();
         let bounds =
-            |blocks_max| HoldingsParams { blocks_max, engine_bytes_max, presumed_ttl: TTL };
+            |blocks_max| HoldingsParams { blocks_max, engine_bytes_max, ..PARAMS };
         holdings.set_params(bounds(30));
         for ((action, secs, rank, tier, flag), parent, named, number) in steps {
             now += Duration::from_secs(secs / 4);
