@@ -151,8 +151,9 @@ async fn a_slower_worker_is_known_and_gets_its_smaller_share() {
     let known = [tokens_per_s(&lb, 0).await, tokens_per_s(&lb, 1).await];
     lb.upgrade().await;
     for (worker, known) in known.into_iter().enumerate() {
+        // Once a second what is believed moves a little towards what was learned, at both.
         let ratio = tokens_per_s(&lb, worker).await / known;
-        assert!((0.99..1.01).contains(&ratio), "the successor knows: {ratio}");
+        assert!((0.95..1.05).contains(&ratio), "the successor knows: {ratio}");
     }
 }
 
