@@ -68,6 +68,7 @@ pub struct InflightGuard {
     ticket: Option<Ticket>,
     queued_tokens: u64,
     hit_tokens: u64,
+    sent_at: Instant,
     answering: bool,
     /// Whether it counts as a stream that waits.
     waiting: bool,
@@ -101,6 +102,7 @@ impl InflightGuard {
             ticket,
             queued_tokens,
             hit_tokens,
+            sent_at: now,
             answering: false,
             waiting: streams,
         }
@@ -129,7 +131,7 @@ impl InflightGuard {
     /// It never got to the worker.
     pub fn never_sent(&mut self, now: Instant) {
         if let Some(ticket) = self.ticket.take() {
-            self.pace.lock().take_back(ticket, self.hit_tokens, now);
+            self.pace.lock().take_back(ticket, self.hit_tokens, self.sent_at, now);
         }
     }
 
@@ -217,13 +219,17 @@ mod tests {
             streams: false,
             window: Duration::from_secs(9),
         };
+        let at = |s| now + Duration::from_secs(s);
         let guard =
-            || InflightGuard::new(Arc::default(), metrics.clone(), pace.clone(), &dispatch, now);
-        let share =
-            || pace.lock().forecast(now + Duration::from_secs(2)).traffic.computed_tokens_per_s;
-        guard().refused(now + Duration::from_secs(1));
-        assert!(share() < 1e-6, "{}", share());
-        guard().whole_answer(now + Duration::from_secs(1));
-        assert!(share() > 1e3, "{}", share());
+            |at| InflightGuard::new(Arc::default(), metrics.clone(), pace.clone(), &dispatch, at);
+        let of = |at| {
+            let traffic = pace.lock().forecast(at).traffic;
+            (traffic.computed_tokens_per_s, traffic.backlog_s)
+        };
+        guard(now).refused(at(1));
+        // Nor is the time that it seemed to wait: of such a prompt that would be an hour.
+        assert!(of(at(2)).0 < 1e-6 && of(at(2)).1 < 1e-3, "{:?}", of(at(2)));
+        guard(at(2)).whole_answer(at(3));
+        assert!(of(at(4)).0 > 1e3 && of(at(4)).1 > 1e3, "{:?}", of(at(4)));
     }
 }

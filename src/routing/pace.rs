@@ -74,14 +74,15 @@ impl Pace {
         self.traffic.pass(before_s, after_s, now);
     }
 
-    /// A request that was sent a moment ago, `hit_tokens` of it held, never got there.
-    pub fn take_back(&mut self, ticket: Ticket, hit_tokens: u64, now: Instant) {
+    /// A request that was sent at `sent_at`, `hit_tokens` of it held, never got there.
+    pub fn take_back(&mut self, ticket: Ticket, hit_tokens: u64, sent_at: Instant, now: Instant) {
         let before_s = self.backlog_s(now);
         let work = self.backlog.take_back(ticket, now);
         let after_s = self.backlog_s(now);
         self.traffic.pass(before_s, after_s, now);
         if !work.is_none() {
-            self.traffic.take_back(&work, self.cost.seconds(&work), hit_tokens);
+            let waited_s = now.saturating_duration_since(sent_at).as_secs_f64();
+            self.traffic.take_back(&work, self.cost.seconds(&work), hit_tokens, waited_s);
         }
     }
 

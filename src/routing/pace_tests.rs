@@ -46,7 +46,7 @@ fn what_ends_without_a_first_token_leaves_nothing_and_teaches_nothing() {
     let silent = pace.sent(Work::of(800, 800), 200, true, WINDOW, t0);
     let unsent = pace.sent(Work::of(800, 800), 200, false, WINDOW, t0);
     let before = pace.forecast(at(10));
-    pace.take_back(unsent, 200, at(10));
+    pace.take_back(unsent, 200, at(10), at(10));
     let after = pace.forecast(at(10));
     assert!(after.backlog_s < before.backlog_s);
     assert!(after.traffic.requests_per_s < before.traffic.requests_per_s);

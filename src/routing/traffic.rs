@@ -79,13 +79,18 @@ impl Traffic {
         self.computed_tokens += work.tokens as f64;
     }
 
-    /// A request of some moments ago never got there.
-    pub fn take_back(&mut self, work: &Work, prefill_s: f64, hit_tokens: u64) {
+    /// A request of `waited_s` ago never got there: what it was counted as goes, and what it added to
+    /// the backlog since.
+    pub fn take_back(&mut self, work: &Work, prefill_s: f64, hit_tokens: u64, waited_s: f64) {
+        // Of the foremost the time it was served is credited.
+        let mean_s = prefill_s - waited_s.min(prefill_s) / 2.0;
+        let added = mean_s * self.window_s * (1.0 - self.kept(waited_s));
         for (sum, less) in [
             (&mut self.requests, 1.0),
             (&mut self.prefill_s, prefill_s),
             (&mut self.hit_tokens, hit_tokens as f64),
             (&mut self.computed_tokens, work.tokens as f64),
+            (&mut self.backlog, added),
         ] {
             *sum = (*sum - less).max(0.0);
         }

@@ -92,7 +92,7 @@ proptest! {
             let now = t0 + Duration::from_millis(ms % 3_600_000);
             traffic.pass(1.0, 2.0, now);
             traffic.sent(&work(tokens), 1.0, hit, Duration::from_millis(hit % 10_000));
-            traffic.take_back(&work(hit), 1.5, tokens);
+            traffic.take_back(&work(hit), 1.5, tokens, 0.0);
             let rates = traffic.rates(3.0, now);
             for rate in [
                 rates.requests_per_s,
@@ -140,7 +140,7 @@ fn what_never_got_there_does_not_count() {
     let mut traffic = Traffic::new(now);
     traffic.sent(&work(700), 0.25, 300, Duration::from_secs(9));
     assert!(traffic.rates(0.0, now).requests_per_s > 0.0);
-    traffic.take_back(&work(700), 0.25, 300);
+    traffic.take_back(&work(700), 0.25, 300, 0.0);
     assert_eq!(traffic.rates(0.0, now), TrafficRates::default());
 }
 
