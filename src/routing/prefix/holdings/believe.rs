@@ -58,7 +58,8 @@ impl Holdings {
         let had = rows.iter().map(|&row| index.matched(row, Layers(1 << layer), blocks));
         let from = had.min().unwrap_or(0);
         let to = held.max(from.saturating_add(more)).min(blocks.len());
-        if from < to {
+        // A prompt larger than the bound is held as far as that, and used all the same.
+        if from < to.min(self.params.blocks_max) {
             return (to, self.hold_part(index, layer, blocks, from..to));
         }
         for row in rows {
