@@ -46,6 +46,7 @@ use self::table::{Place, RUN_MAX, Table};
 pub use self::walk::Reach;
 use self::walk::common_in;
 use super::block::BlockHash;
+use smallvec::SmallVec;
 
 /// An extended run with more spans than this gets a child instead: its other holders would become
 /// holders of a part.
@@ -87,6 +88,14 @@ pub struct Held {
     pub gained: usize,
     /// Blocks at the end that were not taken: the byte bound, or two hashes collide.
     pub refused: usize,
+}
+
+/// What a holder holds of a prompt, and by which runs, the first one first.
+#[derive(Clone, Debug, Default)]
+pub struct Path {
+    /// Leading blocks that it holds.
+    pub held: usize,
+    runs: SmallVec<[u32; 14]>,
 }
 
 /// Sizes of now.
@@ -236,26 +245,16 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
 
     /// Marks what `holder` has of a prompt as just used; returns how many leading blocks that is.
     pub fn touch(&mut self, holder: Holder, blocks: &[BlockHash]) -> usize {
-        let Some(holder) = self.alive(holder) else {
-            return 0;
-        };
-        let (mut above, mut at) = (None, 0);
-        while at < blocks.len() {
-            let Some(place) = self.follow(above, blocks[at]) else { break };
-            let run = self.runs.run(place.run);
-            let from = place.offset(run.start);
-            let to = run.held_to::<LAYERS>(holder, from as u32) as usize;
-            if run.start as usize + from != at || to == from {
-                break;
-            }
-            let count = common_in(&run.label()[from..to], &blocks[at..]);
-            at += count;
-            above = Some(Place::new(place.run, at as u32 - 1));
+        let path = self.path(holder, blocks);
+        self.touch_path(holder, &path);
+        path.held
+    }
+
+    /// The same by a path that was just taken; nothing was changed in between.
+    pub fn touch_path(&mut self, holder: Holder, path: &Path) {
+        if let Some(holder) = self.alive(holder).filter(|_| path.held > 0) {
+            self.recency.refresh_path(holder, &path.runs);
         }
-        if at > 0 {
-            self.refresh_path(holder, blocks[at - 1], at as u32 - 1);
-        }
-        at
     }
 
     /// Blocks that `holder` holds, be they reachable or not; zero once it is dropped.

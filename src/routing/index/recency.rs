@@ -227,6 +227,23 @@ impl Recency {
         self.link(id, NONE, self.lists[holder as usize].newest);
     }
 
+    /// Makes runs that hang from one another, the first one first, the most recently used of a
+    /// holder, the first of them last.
+    pub(super) fn refresh_path(&mut self, holder: u32, runs: &[u32]) {
+        let mut at = self.lists[holder as usize].newest;
+        let mut is_next = |&run: &u32| {
+            let Some(entry) = (at != NONE).then(|| self.entries.at(at)) else { return false };
+            at = entry.older;
+            entry.run == run
+        };
+        // An answer often comes before the next prompt.
+        if !runs.iter().all(&mut is_next) {
+            for &run in runs.iter().rev() {
+                self.refresh(holder, run);
+            }
+        }
+    }
+
     /// A holder has nothing of a run any more.
     pub(super) fn forget(&mut self, holder: u32, run: u32) {
         if let Some(id) = self.find(holder, run) {

@@ -4,7 +4,7 @@ use super::super::block::BlockHash;
 use super::run::Run;
 use super::table::Place;
 use super::walk::common_in;
-use super::{Holder, Layers, SharedIndex};
+use super::{Holder, Layers, Path, SharedIndex};
 
 impl<const LAYERS: usize> SharedIndex<LAYERS> {
     /// How many leading blocks of a prompt a row holds in some of `layers`, together. O(runs
@@ -56,10 +56,29 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
         self.release(holder, &blocks[keep..matched])
     }
 
+    /// What `holder` holds of a prompt. O(runs passed).
+    pub fn path(&self, holder: Holder, blocks: &[BlockHash]) -> Path {
+        let mut path = Path::default();
+        let layers = Layers(1 << holder.layer);
+        (path.held, _) = self.walk_row(holder.row, layers, blocks, |run| path.runs.push(run));
+        path
+    }
+
     /// How far a row has a prompt in some of `layers`, and where the last block of that lies.
     fn follow_row(&self, row: u32, layers: Layers, blocks: &[BlockHash]) -> (usize, Option<Place>) {
+        self.walk_row(row, layers, blocks, |_| ())
+    }
+
+    fn walk_row(
+        &self,
+        row: u32,
+        layers: Layers,
+        blocks: &[BlockHash],
+        mut pass: impl FnMut(u32),
+    ) -> (usize, Option<Place>) {
+        let layers = self.holding(row, layers);
         let (mut above, mut at) = (None, 0);
-        while at < blocks.len() {
+        while at < blocks.len() && layers != Layers(0) {
             let Some(place) = self.follow(above, blocks[at]) else { break };
             let run = self.runs.run(place.run);
             let from = place.offset(run.start);
@@ -69,21 +88,27 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
             }
             let count = common_in(&run.label()[from..to], &blocks[at..]);
             at += count;
+            pass(place.run);
             above = Some(Place::new(place.run, at as u32 - 1));
         }
         (at, above)
     }
 
-    /// How far a row holds a run from `at` on in any of `layers`.
-    pub(super) fn union_from(&self, run: &Run, row: u32, layers: Layers, mut at: u32) -> u32 {
+    /// Those of `layers` in which a row holds anything.
+    fn holding(&self, row: u32, layers: Layers) -> Layers {
+        let holds = |layer: &usize| self.blocks_of(Holder { row, layer: *layer as u8 }) > 0;
+        Layers(layers.iter::<LAYERS>().filter(holds).fold(0, |set, layer| set | 1 << layer))
+    }
+
+    /// How far a row holds a run from `at` on in any of `layers`, none of them dropped.
+    fn union_from(&self, run: &Run, row: u32, layers: Layers, mut at: u32) -> u32 {
+        let alone = layers.0.is_power_of_two();
         loop {
             let before = at;
             for layer in layers.iter::<LAYERS>() {
-                let holder = Holder { row, layer: layer as u8 };
-                let Some(holder) = self.alive(holder) else { continue };
-                at = run.held_to::<LAYERS>(holder, at);
+                at = run.held_to::<LAYERS>(row * LAYERS as u32 + layer as u32, at);
             }
-            if at == before || at as usize == run.len() {
+            if alone || at == before || at as usize == run.len() {
                 return at;
             }
         }

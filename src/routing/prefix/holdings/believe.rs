@@ -3,8 +3,10 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use smallvec::SmallVec;
+
 use super::super::super::block::BlockHash;
-use super::super::super::index::{Holder, Layers};
+use super::super::super::index::{Holder, Path};
 use super::super::{Index, layer};
 use super::presumed::Age;
 use super::{Holdings, TRIMMED_MORE, Tier};
@@ -55,15 +57,16 @@ impl Holdings {
         let rows = self.rows();
         self.presumed.take_clean(index, &rows);
         let layer = self.presumed.layer(Age::Young);
-        let had = rows.iter().map(|&row| index.matched(row, Layers(1 << layer), blocks));
-        let from = had.min().unwrap_or(0);
+        let path = |&row: &u32| index.path(Holder { row, layer }, blocks);
+        let paths: SmallVec<[Path; 1]> = rows.iter().map(path).collect();
+        let from = paths.iter().map(|path| path.held).min().unwrap_or(0);
         let to = held.max(from.saturating_add(more)).min(blocks.len());
         // A prompt larger than the bound is held as far as that, and used all the same.
         if from < to.min(self.params.blocks_max) {
             return (to, self.hold_part(index, layer, blocks, from..to));
         }
-        for row in rows {
-            index.touch(Holder { row, layer }, blocks);
+        for (row, path) in rows.into_iter().zip(&paths) {
+            index.touch_path(Holder { row, layer }, path);
         }
         (to, 0)
     }
