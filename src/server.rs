@@ -6,8 +6,9 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use pingora::{
     apps::http_app::HttpServer,
-    listeners::tls::TlsSettings,
+    listeners::{ListenerConfig, tls::TlsSettings},
     prelude::Server,
+    protocols::l4::stream::L4BufferSettings,
     server::{RunArgs, configuration::ServerConf},
     services::{background::background_service, listening::Service},
 };
@@ -285,7 +286,8 @@ impl Parts {
         let mut proxy = Service::new("proxy".to_owned(), front);
         proxy.threads = Some(config.threads);
         for addr in &config.listen {
-            proxy.add_tcp(&addr.to_string());
+            let listener = ListenerConfig::tcp(addr.to_string());
+            proxy.add_listener(listener.l4_buffer(CLIENT_BUFFERS));
         }
         if let (Some(tls), Some(certificates)) = (&config.tls, &self.certificates) {
             let bad = |error: Box<pingora::Error>| {
@@ -358,6 +360,12 @@ fn server_conf(config: &Config) -> ServerConf {
         ..ServerConf::default()
     }
 }
+
+/// Buffers of a client's connection in clear, for Pingora's 64 KiB to read and 1,460 bytes to write: a
+/// longer body is read past the buffer to where it belongs, and the header of a whole answer leaves
+/// together with its body (events are sent one by one all the same).
+const CLIENT_BUFFERS: L4BufferSettings =
+    L4BufferSettings { read: Some(16 << 10), write: Some(16 << 10) };
 
 /// Longer than any drain.
 const GRACE_MAX_S: u64 = 7 * 24 * 3600;

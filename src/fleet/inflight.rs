@@ -162,7 +162,9 @@ impl InflightGuard {
 
 impl Drop for InflightGuard {
     fn drop(&mut self) {
-        self.leave_backlog(crate::clock::now());
+        if self.ticket.is_some() {
+            self.leave_backlog(crate::clock::now());
+        }
         self.prefilled();
         if self.answering {
             self.counts.decodes.fetch_sub(1, Relaxed);

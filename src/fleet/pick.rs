@@ -117,14 +117,13 @@ impl Fleet {
         ask: &PromptAsk<'_>,
         now: Instant,
     ) -> Result<Picked, PickError> {
-        let started = crate::clock::now();
         // A large fleet's candidates fill hundreds of KiB: kept for the next pick of this thread.
         let mut candidates = CANDIDATES.take();
         let picked = self.pick_of(&mut candidates, live, ask, now);
         candidates.clear();
         CANDIDATES.set(candidates);
         if picked.is_ok() {
-            let took = crate::clock::now().saturating_duration_since(started);
+            let took = crate::clock::now().saturating_duration_since(now);
             metrics::DECISION_SECONDS.observe(took.as_secs_f64());
         }
         picked
