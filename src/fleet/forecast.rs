@@ -26,9 +26,9 @@ impl Member {
 
 /// Makes what has been learned of each what is believed of it, beside those that serve the same
 /// model: workers of different models are not meant to be alike.
-pub(super) fn believe(members: &[Arc<Member>]) {
-    let learned: Vec<_> =
-        members.iter().map(|member| (member.first_model(), member.pace.lock().learned())).collect();
+pub(super) fn believe(members: &[Arc<Member>], now: Instant) {
+    let known = |member: &Arc<Member>| (member.first_model(), member.pace.lock().known(now));
+    let learned: Vec<_> = members.iter().map(known).collect();
     for (member, cost) in members.iter().zip(prefill::believed(&learned)) {
         member.pace.lock().set_cost(cost);
     }
@@ -105,6 +105,40 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_start_is_not_held_against_a_worker_that_gets_nothing_since() {
+        let mut now = clock::now();
+        let fleet = fleet(&[("unsure-a", "x"), ("unsure-b", "x")], now);
+        let members = fleet.members();
+        let observe = |member: &Member, factor: f64, now: &mut Instant| {
+            let mut guard = sent(member, 4_000, true, *now);
+            let took = PrefillCost::default().seconds(&Work::of(4_000, 4_000)) * factor;
+            *now += Duration::from_secs_f64(took);
+            guard.first_token(*now);
+            drop(guard);
+            *now += Duration::from_secs(1);
+        };
+        for _ in 0..9 {
+            observe(&members[0], 1.0, &mut now);
+            observe(&members[1], 2.0, &mut now);
+        }
+        let ratio = |now: Instant| {
+            believe(&members, now);
+            let rates = [0, 1].map(|nth: usize| members[nth].prospect(now).1.cost.tokens_per_s());
+            rates[0] / rates[1]
+        };
+        assert!(ratio(now) > 1.8, "{}", ratio(now));
+        for _ in 0..150 {
+            observe(&members[0], 1.0, &mut now);
+        }
+        assert!((ratio(now) - 1.0).abs() < 1e-9, "{}", ratio(now));
+        // It is as slow as it was: that is seen again.
+        for _ in 0..6 {
+            observe(&members[1], 2.0, &mut now);
+        }
+        assert!(ratio(now) > 1.5, "{}", ratio(now));
+    }
+
+    #[test]
     fn workers_of_one_model_are_believed_beside_one_another_and_no_others() {
         let mut now = clock::now();
         let workers = [("pool-a", "x"), ("pool-b", "x"), ("pool-c", "y"), ("pool-d", "x")];
@@ -120,7 +154,7 @@ mod tests {
                 now += Duration::from_secs(1);
             }
         }
-        believe(&members);
+        believe(&members, now);
         let rate = |nth: usize| members[nth].prospect(now).1.cost.tokens_per_s();
         let known = PrefillCost::default().tokens_per_s();
         assert!((rate(0) / known * 1.05 - 1.0).abs() < 0.02, "{} {known}", rate(0));

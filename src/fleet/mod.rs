@@ -216,7 +216,7 @@ impl Fleet {
         let members = self.members();
         let bytes_max = Self::index_bytes_max(&self.live.load(), members.len());
         self.index.write(|index| index.set_bytes_max(bytes_max));
-        forecast::believe(&members);
+        forecast::believe(&members, now);
         let auto_limit = self.live.load().config.auto_limit;
         for member in members.iter() {
             member.ages(now);

@@ -92,7 +92,7 @@ impl Member {
         }
         *self.breaker.lock() = Breaker::restore(live.config.breaker, &state.breaker, away, now);
         *self.limit.lock() = Limit::restore(&state.limit);
-        self.pace.lock().restore(state.prefill);
+        self.pace.lock().restore(state.prefill, now);
         self.set_drained(state.drained);
         self.set_pushes(state.pushes);
         if let (Some(until), Some(left)) = (&self.lease_until, state.lease_left) {

@@ -52,6 +52,8 @@ pub struct WorkerStatus {
 #[derive(Debug, Serialize)]
 pub struct PrefillStatus {
     pub learned: bool,
+    /// How far what was learned is still relied on, from 0 to 1.
+    pub sure: f64,
     pub request_s: f64,
     pub token_s: f64,
     pub pair_s: f64,
@@ -189,9 +191,9 @@ fn status(member: &super::Member, params: &LimitParams, now: Instant) -> WorkerS
     let settings = member.settings();
     let drained = member.is_drained();
     let (inflight_max, limit) = member.limit_status(params, now);
-    let (cost, backlog_s, learned) = {
+    let (cost, backlog_s, known) = {
         let pace = member.pace.lock();
-        (pace.cost(), pace.forecast(now).backlog_s, pace.learned().is_some())
+        (pace.cost(), pace.forecast(now).backlog_s, pace.known(now))
     };
     WorkerStatus {
         id: member.id().to_string(),
@@ -224,7 +226,8 @@ fn status(member: &super::Member, params: &LimitParams, now: Instant) -> WorkerS
         prefill_tokens_per_s: cost.tokens_per_s(),
         backlog_s,
         prefill: PrefillStatus {
-            learned,
+            learned: known.is_some(),
+            sure: known.map_or(0.0, |known| known.sure),
             request_s: cost.request_s,
             token_s: cost.token_s,
             pair_s: cost.pair_s,

@@ -13,8 +13,8 @@
 //! * [`breaker`] (with [`window`]) takes failing workers out of the candidates for a while.
 //! * [`ramp`] lets a worker that comes to others that serve begin with a part of its share.
 //! * [`pace`] keeps what a worker has to prefill ([`backlog`]), learns what that costs
-//!   ([`prefill`]) and what it has been getting ([`traffic`]); [`capacity`] learns how much its cache
-//!   holds.
+//!   ([`prefill`], relied on as there is [`evidence`]) and what it has been getting ([`traffic`]);
+//!   [`capacity`] learns how much its cache holds.
 //! * [`regret`] says what a decision left unused, [`shadow`] what another policy would have done.
 //! * [`trust`] says how far to believe what we know of a worker's cache.
 //!
@@ -26,6 +26,7 @@ pub mod block;
 pub mod breaker;
 pub mod capacity;
 pub mod consistent;
+pub mod evidence;
 pub mod index;
 pub mod limit;
 pub mod load;

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::backlog::{Backlog, Ticket};
-use super::prefill::{PrefillCost, PrefillImage, PrefillModel, Work};
+use super::evidence::Evidence;
+use super::prefill::{Learned, PrefillCost, PrefillImage, PrefillModel, Work};
 use super::traffic::{Traffic, TrafficRates};
 
 /// What a decision may know of a worker's work.
@@ -21,6 +22,7 @@ pub struct Forecast {
 #[derive(Debug, Clone)]
 pub struct Pace {
     model: PrefillModel,
+    evidence: Evidence,
     /// The cost that is believed: its own, or the fleet's.
     cost: PrefillCost,
     backlog: Backlog,
@@ -32,6 +34,7 @@ impl Pace {
     pub fn new(now: Instant) -> Self {
         Self {
             model: PrefillModel::new(),
+            evidence: Evidence::none(now),
             cost: PrefillCost::default(),
             backlog: Backlog::new(),
             traffic: Traffic::new(now),
@@ -59,8 +62,10 @@ impl Pace {
     /// The first token of a request came.
     pub fn first_token(&mut self, ticket: Ticket, now: Instant) {
         let before_s = self.backlog_s(now);
-        if let Some(observed) = self.backlog.first_token(ticket, &self.cost, now) {
-            self.model.observe(&observed.work, observed.took);
+        if let Some(observed) = self.backlog.first_token(ticket, &self.cost, now)
+            && self.model.observe(&observed.work, observed.took)
+        {
+            self.evidence.renew(now);
         }
         let after_s = self.backlog_s(now);
         self.traffic.pass(before_s, after_s, now);
@@ -91,6 +96,11 @@ impl Pace {
         self.model.learned()
     }
 
+    /// The same, with how far that is to be relied on.
+    pub fn known(&self, now: Instant) -> Option<Learned> {
+        self.learned().map(|cost| Learned { cost, sure: self.evidence.sure(now) })
+    }
+
     /// What is to be believed from now on.
     pub fn set_cost(&mut self, cost: PrefillCost) {
         self.cost = cost;
@@ -101,8 +111,9 @@ impl Pace {
         self.model.image()
     }
 
-    /// Goes on from what was learned.
-    pub fn restore(&mut self, image: PrefillImage) {
+    /// Goes on from what was learned, which counts as new.
+    pub fn restore(&mut self, image: PrefillImage, now: Instant) {
+        self.evidence = Evidence::whole(now);
         self.model = PrefillModel::restore(image);
         self.cost = self.model.learned().unwrap_or(self.cost);
     }

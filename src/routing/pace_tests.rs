@@ -67,12 +67,13 @@ fn a_restored_pace_is_believed_at_once() {
         now = round(&mut pace, 4_000, &truth, now).1 + Duration::from_millis(50);
     }
     let mut restored = Pace::new(now);
-    restored.restore(pace.image());
+    restored.restore(pace.image(), now);
     assert_eq!(Some(restored.cost()), pace.learned());
     assert!(
         (restored.cost().tokens_per_s() * 5.0 / PrefillCost::default().tokens_per_s() - 1.0).abs()
             < 0.05
     );
-    restored.restore(PrefillImage { log_speed: f64::NAN, ..pace.image() });
+    assert!(restored.known(now).is_some_and(|known| known.sure >= 1.0));
+    restored.restore(PrefillImage { log_speed: f64::NAN, ..pace.image() }, now);
     assert_eq!(restored.learned(), None);
 }

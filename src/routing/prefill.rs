@@ -128,6 +128,21 @@ impl PrefillCost {
         if count == 0.0 { Self::default() } else { sum.times(1.0 / count) }
     }
 
+    /// The mean of what was learned, each by how sure it is; where nothing is, all alike.
+    fn mean_by_sureness(learned: impl IntoIterator<Item = Learned>) -> Self {
+        let learned: Vec<_> = learned.into_iter().collect();
+        let count = learned.len() as f64;
+        let sure: f64 = learned.iter().map(|known| known.sure).sum();
+        let share = |known: &Learned| (known.sure + UNSURE) * count / (sure + UNSURE * count);
+        Self::mean_of(learned.iter().map(|known| known.cost.times(share(known))))
+    }
+
+    /// As far from `mean` as `part` of the way there leaves, by ratios.
+    fn towards(&self, mean: &Self, part: f64) -> Self {
+        let ratio = mean.seconds(&USUAL).max(1e-9) / self.seconds(&USUAL).max(1e-9);
+        self.times(ratio.powf(part))
+    }
+
     /// `factor` times the cost.
     #[must_use]
     pub fn times(&self, factor: f64) -> Self {
@@ -157,24 +172,38 @@ impl PrefillCost {
     }
 }
 
+/// What a worker's first tokens taught, and how far that is to be relied on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Learned {
+    /// The cost.
+    pub cost: PrefillCost,
+    /// From 0, not at all any more, to 1, wholly; see [`Evidence`](super::evidence::Evidence).
+    pub sure: f64,
+}
+
 /// What to believe of each worker, given what was learned of it and the pool it belongs to: its own
 /// cost beside the mean of its pool, that mean where nothing was learned of it, and the mean of all
 /// where nothing was learned of its pool.
-pub fn believed<P: Eq + Hash>(learned: &[(P, Option<PrefillCost>)]) -> Vec<PrefillCost> {
-    let mut pools: HashMap<&P, Vec<PrefillCost>> = HashMap::new();
-    for (pool, cost) in learned {
-        pools.entry(pool).or_default().extend(cost);
+///
+/// The less sure a cost is, the less it counts for the mean and the nearer to it it is taken to be.
+/// Else a worker that was slow for its first requests (it compiled its kernels), and therefore gets
+/// none while others are idle, would seem slow for ever.
+pub fn believed<P: Eq + Hash>(learned: &[(P, Option<Learned>)]) -> Vec<PrefillCost> {
+    let mut pools: HashMap<&P, Vec<Learned>> = HashMap::new();
+    for (pool, known) in learned {
+        pools.entry(pool).or_default().extend(known);
     }
-    let all = PrefillCost::mean_of(learned.iter().filter_map(|(_, cost)| *cost));
+    let all = PrefillCost::mean_by_sureness(learned.iter().filter_map(|(_, known)| *known));
     let means: HashMap<&P, PrefillCost> = pools
         .into_iter()
-        .map(|(pool, costs)| {
-            (pool, if costs.is_empty() { all } else { PrefillCost::mean_of(costs) })
+        .map(|(pool, known)| {
+            let mean = if known.is_empty() { all } else { PrefillCost::mean_by_sureness(known) };
+            (pool, mean)
         })
         .collect();
-    let cost = |(pool, own): &(P, Option<PrefillCost>)| {
+    let cost = |(pool, own): &(P, Option<Learned>)| {
         let mean = means.get(pool).unwrap_or(&all);
-        own.map_or(*mean, |own| own.beside(mean))
+        own.map_or(*mean, |own| own.cost.towards(mean, 1.0 - own.sure).beside(mean))
     };
     learned.iter().map(cost).collect()
 }
@@ -183,6 +212,8 @@ pub fn believed<P: Eq + Hash>(learned: &[(P, Option<PrefillCost>)]) -> Vec<Prefi
 const USUAL: Work = Work { requests: 1, tokens: 2_000, pairs: 2_000_000 };
 /// See [`PrefillCost::beside`].
 const SAME_SHARE: f64 = 0.25;
+/// What a cost that is not sure at all still counts for a mean.
+const UNSURE: f64 = 1e-3;
 
 /// Observations are remembered over about this many.
 const MEMORY: f64 = 96.0;

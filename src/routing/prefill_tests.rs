@@ -155,12 +155,13 @@ fn workers_that_measure_nearly_alike_are_alike() {
 
 #[test]
 fn a_worker_is_believed_beside_those_of_its_pool() {
+    let sure = |cost| Some(Learned { cost, sure: 1.0 });
     let learned = [
-        ("large", Some(SLOW)),
-        ("large", Some(SLOW.times(1.1))),
+        ("large", sure(SLOW)),
+        ("large", sure(SLOW.times(1.1))),
         ("large", None),
-        ("small", Some(FAST)),
-        ("small", Some(FAST.times(5.0))),
+        ("small", sure(FAST)),
+        ("small", sure(FAST.times(5.0))),
         ("other", None),
     ];
     let mean = SLOW.times(1.05);
@@ -170,13 +171,34 @@ fn a_worker_is_believed_beside_those_of_its_pool() {
         mean,
         FAST,
         FAST.times(5.0),
-        PrefillCost::mean_of(learned.iter().filter_map(|l| l.1)),
+        PrefillCost::mean_of(learned.iter().filter_map(|l| l.1).map(|l| l.cost)),
     ];
     for (got, want) in believed(&learned).iter().zip(want) {
         assert!((got.tokens_per_s() / want.tokens_per_s() - 1.0).abs() < 1e-9, "{got:?}, {want:?}");
     }
     assert_eq!(believed(&[("none", None)]), [PrefillCost::default()]);
     assert_eq!(believed::<u8>(&[]), []);
+}
+
+#[test]
+fn what_was_learned_long_ago_gives_way_to_what_others_show() {
+    let believe = |sure| {
+        let known = [(SLOW, 1.0), (SLOW.times(2.0), sure)];
+        let known = known.map(|(cost, sure)| ((), Some(Learned { cost, sure })));
+        believed(&known).iter().map(PrefillCost::tokens_per_s).collect::<Vec<_>>()
+    };
+    let sure = believe(1.0);
+    assert!((sure[0] / sure[1] - 2.0).abs() < 1e-9, "both as measured: {sure:?}");
+    let half = believe(0.5);
+    assert!(half[0] / half[1] > 1.3, "nearer: {half:?}");
+    let old = believe(0.2);
+    assert_eq!(old[0].to_bits(), old[1].to_bits(), "alike: {old:?}");
+    assert!((old[0] / sure[0] - 1.0).abs() < 0.2, "as the one that is sure: {old:?}");
+    // Where nobody is, nobody has more to say.
+    let known = [SLOW, SLOW.times(3.0)].map(|cost| ((), Some(Learned { cost, sure: 0.0 })));
+    let (mean, believed) = (SLOW.times(2.0), believed(&known));
+    assert_eq!(believed[0], believed[1]);
+    assert!((believed[0].token_s / mean.token_s - 1.0).abs() < 1e-9);
 }
 
 fn any_image() -> impl Strategy<Value = PrefillImage> {

@@ -185,7 +185,8 @@ impl Observer {
             return;
         }
         self.upkept = now + 1.0;
-        let learned: Vec<_> = self.workers.iter().map(|w| ((), w.pace.learned())).collect();
+        let at = self.at(now);
+        let learned: Vec<_> = self.workers.iter().map(|w| ((), w.pace.known(at))).collect();
         for (worker, cost) in self.workers.iter_mut().zip(prefill::believed(&learned)) {
             worker.pace.set_cost(cost);
         }

@@ -82,7 +82,7 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
             let Some(place) = self.follow(above, blocks[at]) else { break };
             let run = self.runs.run(place.run);
             let from = place.offset(run.start);
-            let to = self.union_from(run, row, layers, from as u32) as usize;
+            let to = Self::union_from(run, row, layers, from as u32) as usize;
             if run.start as usize + from != at || to == from {
                 break;
             }
@@ -101,7 +101,7 @@ impl<const LAYERS: usize> SharedIndex<LAYERS> {
     }
 
     /// How far a row holds a run from `at` on in any of `layers`, none of them dropped.
-    fn union_from(&self, run: &Run, row: u32, layers: Layers, mut at: u32) -> u32 {
+    fn union_from(run: &Run, row: u32, layers: Layers, mut at: u32) -> u32 {
         let alone = layers.0.is_power_of_two();
         loop {
             let before = at;

@@ -133,8 +133,9 @@ fn run(policy: Policy, traffic: &[Request], seed: u64) -> (f64, f64) {
         }
         if request.at >= upkept {
             upkept = request.at + 1.0;
+            let now = start + Duration::from_secs_f64(request.at);
             let learned: Vec<_> =
-                workers.iter().map(|worker| ((), worker.pace.learned())).collect();
+                workers.iter().map(|worker| ((), worker.pace.known(now))).collect();
             for (worker, cost) in workers.iter_mut().zip(prefill::believed(&learned)) {
                 worker.pace.set_cost(cost);
             }
